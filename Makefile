@@ -1,0 +1,36 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export MPLBACKEND ?= Agg
+
+.PHONY: demo test test-fast lint figures clean
+
+demo: $(VENV)/ready
+	@$(BIN)/python -m dmdd_lite.demo
+
+test: $(VENV)/ready
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/ready
+	@$(BIN)/python -m pytest tests -m "not slow"
+
+lint: $(VENV)/ready
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# the pictures of README.md, written by notebook 05
+figures: $(VENV)/ready
+	@$(BIN)/python -m dmdd_lite.demo --figures figures
+
+# built anew whenever the dependencies change
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "setting up $(VENV): about 3 GB to download, a few minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""Where computation runs, in which precision, and what the machine is: for results that can be compared."""
+
+import platform
+import resource
+import sys
+from importlib import metadata
+
+import torch
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """'auto' = CUDA if there is one, else CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not usable here ({reason}); try 'auto' or 'cpu'") from error
+    return device
+
+
+def autocast(device: torch.device):
+    """bf16 on GPUs that compute in it natively, else float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far in MB: of the tensors on a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def describe(device: torch.device) -> dict:
+    """Name of the device, threads, and the versions that a result depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "dmdd-lite")
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
