@@ -1,0 +1,54 @@
+"""Images, masks and categories that the tests write."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def save_image(path: Path, array, mode: str | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, Image.Image) else Image.fromarray(np.asarray(array))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:
+    mask = np.zeros((size, size), dtype)
+    mask[4:9, 5:11] = on
+    return mask
+
+
+def make_category(root: Path, name="nut", defects=("hole", "scratch"), count=3) -> Path:
+    """A sound category of 16 x 16 images, their grey values telling them apart."""
+    folder = root / name
+    for i in range(count):
+        image = np.full((16, 16, 3), 10 * i, np.uint8)
+        save_image(folder / f"train/good/{i:03}.png", image)
+        save_image(folder / f"test/good/{i:03}.png", image)
+        for defect in defects:
+            save_image(folder / f"test/{defect}/{i:03}.png", image + 100)
+            save_image(folder / f"ground_truth/{defect}/{i:03}_mask.png", disc())
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tiny_config(**changes):
+    """A whole DMDD at 64 px that trains an iteration in some hundredths of a second."""
+    from dmdd_lite.config import Config
+
+    options = {
+        "teacher": "test_resnet",
+        "teacher_weights": "random",
+        "image_size": 64,
+        "iterations": 6,
+        "batch_size": 2,
+        "student_blocks": (1, 1, 1),
+        "student_width": 16,
+        "fusion_width": 4,
+        "fusion_start": 0.3,
+    }
+    return Config(**{**options, **changes})

@@ -1,0 +1,178 @@
+"""Checking the MVTec AD layout: every planted problem is reported at once, and nothing is written."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import disc, make_category, tree
+from builders import save_image as save
+
+from dmdd_lite import data
+
+
+def test_load_masks_zeros_for_good(tmp_path):
+    make_category(tmp_path)
+    category = data.open_category(tmp_path, "nut")
+    masks = data.load_masks(category.test, 16, progress=None)
+    assert masks.dtype == torch.bool
+    assert np.array_equal(masks.flatten(1).any(1).numpy(), category.labels)
+    assert torch.equal(masks[-1], torch.from_numpy(disc() > 0))
+
+
+# ---- the layout ---------------------------------------------------------------------------------------
+
+
+def test_open_category(tmp_path):
+    folder = make_category(tmp_path, defects=("hole", "a_hole"))
+    (folder / "ground_truth/hole/001_mask.png").rename(folder / "ground_truth/hole/001.png")
+    save(folder / "ground_truth/hole/002_mask.BMP", disc(32, on=1))
+    (folder / "ground_truth/hole/002_mask.png").unlink()
+    for stray in ("test/notes.txt", "test/hole/Thumbs.db", "train/good/.hidden.png", "license.txt"):
+        (folder / stray).write_text("no image")
+    save(folder / "ground_truth/good/000_mask.png", disc(on=0))
+    (folder / "test/.ipynb_checkpoints").mkdir()
+    before = tree(tmp_path)
+    category = data.open_category(tmp_path, "nut")
+    assert tree(tmp_path) == before
+    assert [p.name for p in category.train] == ["000.png", "001.png", "002.png"]
+    assert [(t.defect, t.path.stem) for t in category.test][2:4] == [("a_hole", "002"), ("good", "000")]
+    assert category.labels.tolist() == [True] * 3 + [False] * 3 + [True] * 3
+    assert [t.mask and t.mask.name for t in category.test][3:] == [
+        *[None] * 3,
+        "000_mask.png",
+        "001.png",
+        "002_mask.BMP",
+    ]
+    assert category == data.open_category(str(tmp_path), "nut", check_files=False)
+    assert data.open_train(tmp_path, "nut") == category.train
+
+
+def plant_problems(folder: Path) -> list[str]:
+    """Breaks a sound category in every way at once; what the message must say about each."""
+    (folder / "train/good/000.png").write_text("hello, I am text")
+    whole = save(folder / "train/good/001.png", np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    whole.write_bytes(whole.read_bytes()[:2000])
+    (folder / "ground_truth/hole/000_mask.png").unlink()
+    (folder / "test/hole/001.png").unlink()
+    save(folder / "ground_truth/hole/002_mask.png", disc(on=0))
+    (folder / "ground_truth/scratch/000_mask.png").write_bytes(b"")
+    save(folder / "ground_truth/scratch/001.png", disc())
+    save(folder / "test/scratch/002.jpg", disc())
+    save(folder / "ground_truth/ghost/000_mask.png", disc())
+    (folder / "test/dull").mkdir()
+    (folder / "test/dull/readme.txt").write_text("no image")
+    save(folder / "test/bent/000.png", disc())
+    return [
+        r"train/good/000\.png: unreadable image \(not a PNG, JPEG, BMP or TIFF\); replace",
+        r"train/good/001\.png: unreadable image \(.*truncated.*\); replace",
+        r"test/hole/000\.png: no mask; add .*ground_truth/hole/000_mask\.png",
+        r"ground_truth/hole/001_mask\.png: mask without its image; add",
+        r"ground_truth/hole/002_mask\.png: empty mask; mark",
+        r"ground_truth/scratch/000_mask\.png: unreadable image",
+        r"test/scratch/001\.png: ambiguous masks 001_mask\.png and 001\.png; keep one",
+        r"ground_truth/scratch/002_mask\.png: ambiguous, fits 002\.jpg and 002\.png; give",
+        r"ground_truth/ghost: no test folder of that name; add",
+        r"test/dull: no images; put",
+        r"ground_truth/bent: no masks for 1 images; add",
+    ]
+
+
+def test_one_error_lists_all_planted_problems_and_nothing_is_written(tmp_path):
+    folder = make_category(tmp_path)
+    expected = plant_problems(folder)
+    before = tree(tmp_path)
+    with pytest.raises(data.DataError) as caught:
+        data.open_category(tmp_path, "nut")
+    assert tree(tmp_path) == before
+    assert str(caught.value).startswith(f"{len(expected)} problems in {folder}:")
+    assert len(caught.value.problems) == len(expected)
+    for pattern in expected:
+        caught.match(pattern)
+    with pytest.raises(data.DataError) as structure:
+        data.open_category(tmp_path, "nut", check_files=False)
+    assert len(structure.value.problems) == len(expected) - 4  # without the unreadable and the empty
+
+
+@pytest.mark.parametrize(
+    "missing, expected",
+    [
+        (["train/good"], [r"train/good: no such folder"]),
+        (["test"], [r"test: no such folder"]),
+        (["test/good"], [r"test/good: no images"]),
+        (["test/hole", "ground_truth"], [r"no defective images"]),
+        (["train", "test/good", "ground_truth"], [r"train/good: no", r"test/good: no", r"hole: no masks"]),
+    ],
+)
+def test_missing_folders(tmp_path, missing, expected):
+    folder = make_category(tmp_path, defects=("hole",))
+    for part in missing:
+        (folder / part).rename(tmp_path / f"away_{part.replace('/', '_')}")
+    with pytest.raises(data.DataError) as caught:
+        data.open_category(tmp_path, "nut")
+    assert len(caught.value.problems) == len(expected)
+    for pattern in expected:
+        caught.match(pattern)
+
+
+def test_a_folder_of_other_files_is_empty(tmp_path):
+    folder = make_category(tmp_path)
+    for path in data.list_images(folder / "train/good"):
+        path.rename(path.with_suffix(".webp"))
+    with pytest.raises(data.DataError, match=r"train/good: no images; put"):
+        data.open_train(tmp_path, "nut")
+
+
+def test_wrong_root_or_category_names_what_is_there(tmp_path):
+    make_category(tmp_path, "nut")
+    make_category(tmp_path, "bolt")
+    with pytest.raises(data.DataError, match=r"no category named 'nutt'; categories there: bolt, nut$"):
+        data.open_category(tmp_path, "nutt")
+    with pytest.raises(data.DataError, match="no such folder; root is"):
+        data.open_train(tmp_path / "nowhere", "nut")
+    with pytest.raises(data.DataError, match=r"is a category itself; pass its parent as root and 'nut'"):
+        data.open_category(tmp_path / "nut", "nut")
+    for name in ("", ".", "..", "../nut", "nut/test"):
+        with pytest.raises(data.DataError, match="no category named"):
+            data.open_category(tmp_path, name)
+
+
+def test_open_train_never_touches_the_test_split(tmp_path, monkeypatch):
+    folder = make_category(tmp_path)
+    for path in [p for p in folder.rglob("*.png") if "train" not in p.parts]:
+        path.write_text("broken")
+    touched = []
+    real_list, real_read = data.list_images, data.read_image
+    monkeypatch.setattr(data, "list_images", lambda f: touched.append(f) or real_list(f))
+    monkeypatch.setattr(data, "read_image", lambda p, size=None: touched.append(p) or real_read(p, size))
+    assert len(data.open_train(tmp_path, "nut")) == 3
+    assert len(touched) == 4
+    assert all("train" in path.parts for path in touched)
+    with pytest.raises(data.DataError):
+        data.open_category(tmp_path, "nut")
+
+
+def test_only_twenty_problems_are_listed():
+    error = data.DataError([f"file {i}" for i in range(25)], "here")
+    assert str(error).splitlines()[0] == "25 problems in here:"
+    assert str(error).splitlines()[-2:] == ["  - file 19", "  and 5 more"]
+    assert len(error.problems) == 25
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
+
+
+def test_open_folder(tmp_path):
+    for name in ("b/1.png", "a/2.JPG", "0.bmp", ".cache/3.png", "b/.4.png"):
+        save(tmp_path / name, disc())
+    (tmp_path / "c.txt").write_text("no image")
+    assert [p.name for p in data.open_folder(tmp_path)] == ["0.bmp"]
+    found = data.open_folder(tmp_path, recursive=True)
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ["0.bmp", "a/2.JPG", "b/1.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(data.DataError, match=r"no images; put .* recursive=True"):
+        data.open_folder(tmp_path / "empty")
+    with pytest.raises(data.DataError, match="no such folder"):
+        data.open_folder(tmp_path / "nowhere", recursive=True)
+    with pytest.raises(data.DataError, match=r"nowhere\.png: no such file"):
+        data.read_image(tmp_path / "nowhere.png")

@@ -1,0 +1,220 @@
+"""Reading images and masks: known pixels in every format, and one clear error for a file that is broken."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import disc
+from builders import save_image as save
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvf
+
+from dmdd_lite import images
+
+COLOUR = (200, 100, 50)
+
+
+# ---- pixels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF"])
+def test_lossless_formats_keep_every_pixel(tmp_path, suffix):
+    array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    got = images.read_image(save(tmp_path / f"a{suffix}", array))
+    assert got.dtype == torch.uint8
+    assert torch.equal(got, torch.from_numpy(array).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_jpeg(tmp_path, suffix, mode):
+    path = save(tmp_path / f"a{suffix}", np.full((16, 16, 3), COLOUR, np.uint8), mode, quality=95)
+    assert (images.read_image(path)[:, 8, 8].int() - torch.tensor(COLOUR)).abs().max() <= 3
+
+
+@pytest.mark.parametrize(
+    "mode, pixel, expected",
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("RGBA", (*COLOUR, 0), COLOUR),  # the colour under full transparency stays
+        ("CMYK", (55, 155, 205, 0), COLOUR),
+    ],
+)
+def test_modes(tmp_path, mode, pixel, expected):
+    path = save(tmp_path / "a.tif", Image.new(mode, (4, 3), pixel))
+    assert images.read_image(path).shape == (3, 3, 4)
+    assert tuple(images.read_image(path)[:, 1, 1].tolist()) == expected
+
+
+@pytest.mark.parametrize("transparency", [None, 1, b"\x80\x40"])
+def test_palette_becomes_its_colours_without_a_warning(tmp_path, transparency, recwarn):
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, *COLOUR])
+    options = {} if transparency is None else {"transparency": transparency}
+    got = images.read_image(save(tmp_path / "a.png", image, **options))
+    assert tuple(got[:, 1, 1].tolist()) == COLOUR
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "dtype, suffix", [("<u2", ".png"), ("<u2", ".tif"), (">u2", ".tif"), ("<i4", ".tif")]
+)
+def test_16_bits_are_divided_not_stretched(tmp_path, dtype, suffix):
+    values = np.array([[0, 255, 256, 4095], [32767, 32768, 65279, 65535]], dtype)
+    expected = torch.tensor([[0, 0, 1, 15], [127, 128, 254, 255]], dtype=torch.uint8)
+    assert torch.equal(images.read_image(save(tmp_path / f"a{suffix}", values)), expected.expand(3, 2, 4))
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)  # both ways to promote 8 bits come back exactly
+    for promoted in (eight.astype(np.uint16) * 257, eight.astype(np.uint16) << 8):
+        assert torch.equal(images.read_image(promoted), images.read_image(eight))
+
+
+def test_floating_point_tiff_and_out_of_range_values(tmp_path):
+    got = images.read_image(save(tmp_path / "a.tif", np.array([[0, 0.5, 1]], np.float32)))
+    assert got[0].tolist() == [[0, 128, 255]]
+    for name, wrong in (("b", np.array([[0, 1.5]], np.float32)), ("c", np.array([[-1, 70000]], np.int32))):
+        with pytest.raises(
+            images.DataError, match=rf"{name}\.tif: unreadable image \(.*(in \[0, 1\]|0\.\.65535)"
+        ):
+            images.read_image(save(tmp_path / f"{name}.tif", wrong))
+
+
+def test_exif_orientation_is_applied_to_images_and_masks(tmp_path):
+    array = disc(16)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: the viewer rotates by 90 degrees clockwise
+    path = save(tmp_path / "a.png", array, exif=exif)
+    upright = torch.from_numpy(np.rot90(array, -1).copy())
+    assert torch.equal(images.read_image(path)[0], upright)
+    assert torch.equal(images.read_mask(path), upright > 0)
+    assert torch.equal(images.read_image(Image.open(path))[0], upright)
+
+
+def test_path_string_pil_and_array_agree_and_the_input_is_not_shared(tmp_path):
+    array = np.random.default_rng(1).integers(0, 256, (9, 6, 4), np.uint8)
+    path = save(tmp_path / "a.png", array)
+    image = images.read_image(array)
+    for source in (path, str(path), Image.open(path), (array / 255).astype(np.float64), array[:, :, :3]):
+        assert torch.equal(images.read_image(source), image)
+    grey = np.zeros((1, 1), np.uint8)
+    images.read_image(grey).fill_(9)
+    assert grey[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (np.zeros((2, 2, 2), np.uint8), "expected shape"),
+        (np.zeros(4, np.uint8), "expected shape"),
+        (np.zeros((0, 4), np.uint8), "expected shape"),
+        (np.zeros((3, 4, 4, 3), np.uint8), "expected shape"),
+        (np.zeros((2, 2), np.int64), "expected uint8"),
+        (np.zeros((2, 2), bool), "expected uint8"),
+        (np.full((2, 2), 1.01), r"in \[0, 1\]"),
+        (np.array([[0.5, np.nan]]), "NaN"),
+        (torch.zeros(3, 2, 2), "not Tensor"),
+    ],
+)
+def test_other_arrays_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        images.read_image(wrong)
+
+
+def test_resize_is_antialiased_and_equals_torchvision(tmp_path):
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    path = save(tmp_path / "a.png", stripes)
+    got = images.read_image(path, 8)
+    assert got.shape == (3, 8, 8)
+    assert (got[:, :, 1:-1].int() - 127).abs().max() <= 2  # without antialiasing: 0 or 255
+    assert type(got) is torch.Tensor
+    assert torch.equal(got, tvf.resize(images.read_image(path), [8, 8], antialias=True))
+    assert images.read_image(np.zeros((5, 9), np.uint8), 4).shape == (3, 4, 4)
+
+
+# ---- masks --------------------------------------------------------------------------------------------
+
+
+def coloured(background: int, foreground: int, palette: list[int]) -> Image.Image:
+    image = Image.fromarray(np.where(disc() > 0, foreground, background).astype(np.uint8)).copy()
+    image.putpalette(palette)
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        disc(on=255),
+        disc(on=1),
+        disc(on=1, dtype=np.uint16),
+        disc(on=65535, dtype=np.uint16),
+        disc(on=1, dtype=np.float32),
+        disc().astype(bool),
+        np.stack([disc(), disc(on=0), disc(on=0)], axis=2),
+        coloured(0, 1, [0, 0, 0, 64, 0, 0]),
+        coloured(1, 0, [255, 255, 255, 0, 0, 0]),  # an optimiser put white first
+    ],
+    ids=["0/255", "0/1", "16 bit 0/1", "16 bit", "float", "1 bit", "red", "label", "permuted palette"],
+)
+def test_mask_conventions(tmp_path, mask):
+    got = images.read_mask(save(tmp_path / "m.tif", mask))
+    assert got.dtype == torch.bool
+    assert torch.equal(got, torch.from_numpy(disc() > 0))
+
+
+def test_every_label_of_a_palette_counts(tmp_path):
+    labels = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).copy()
+    labels.putpalette([0, 0, 0, 40, 0, 0, 255, 255, 255])
+    assert images.read_mask(save(tmp_path / "m.png", labels)).tolist() == [[False, True, True]]
+
+
+def test_jpeg_ringing_does_not_spread_the_mask(tmp_path):
+    path = save(tmp_path / "m.jpg", disc(32), quality=60)
+    assert (np.asarray(Image.open(path)) > 0).sum() > 30  # the ringing is there
+    assert torch.equal(images.read_mask(path), torch.from_numpy(disc(32) > 0))
+
+
+def test_mask_of_another_size_is_resized_with_nearest(tmp_path):
+    path = save(tmp_path / "m.png", disc(16).repeat(4, axis=0).repeat(4, axis=1))
+    assert torch.equal(images.read_mask(path, 16), torch.from_numpy(disc(16) > 0))
+    assert not images.read_mask(save(tmp_path / "e.png", disc(on=0))).any()
+
+
+# ---- loading ------------------------------------------------------------------------------------------
+
+
+def test_threads_keep_the_order_and_progress_can_be_silenced(tmp_path, monkeypatch, capfd):
+    paths = [save(tmp_path / f"{i}.png", np.full((4, 4), i, np.uint8)) for i in range(12)]
+    real = images.read_image
+
+    def slow_at_first(path, size=None):
+        time.sleep(0.003 * (12 - int(Path(path).stem)))
+        return real(path, size)
+
+    monkeypatch.setattr(images, "read_image", slow_at_first)
+    loaded = images.load_images(paths, 4, progress=None, workers=4)
+    assert loaded[:, 0, 0, 0].tolist() == list(range(12))
+    assert capfd.readouterr() == ("", "")
+    images.load_images(paths, 4, progress="reading nuts")
+    assert "reading nuts" in capfd.readouterr().err
+    assert images.load_images([], 4, progress=None).shape == (0, 3, 4, 4)
+
+
+def test_load_images_names_the_broken_file(tmp_path):
+    paths = [save(tmp_path / f"{i}.png", disc()) for i in range(3)]
+    paths[1].write_bytes(paths[1].read_bytes()[:60])
+    with pytest.raises(images.DataError, match=r"1\.png: unreadable"):
+        images.load_images(paths, 8, progress=None)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", disc(16))
+    for limit in (200, 100):  # Pillow itself warns above the limit and refuses above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(images.DataError, match=r"a\.png: too large .*MAX_IMAGE_PIXELS"):
+            images.read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert images.read_image(path).shape == (3, 16, 16)
