@@ -1,0 +1,260 @@
+"""Image and pixel AUROC, average precision and AUPRO of anomaly maps: NumPy in, fractions of 1 out.
+
+AUPRO is the area under the per-region-overlap curve of Bergmann et al., "The MVTec Anomaly Detection Dataset"
+(IJCV 2021), Section 4.2: a region is an 8-connected component of a ground-truth mask, and at a threshold the
+PRO is the mean over all regions of the share of the region that scores at or above it.
+
+Two variants are in use, and their values differ, so always name the one you report:
+
+- `aupro` pools all images: one curve, one false positive rate over all normal pixels, good images included.
+- `aupro_per_image` averages the AUPRO of every anomalous image on its own. RD4AD and URD (published by DMDD's
+  authors for their next paper) report this one, with 200 thresholds per image where ours uses all.
+
+All pixel metrics here come from one table, `PixelTable`: a curve bends only where an anomalous pixel passes
+the threshold, so it is enough to know, for each distinct score of an anomalous pixel, how many normal pixels
+lie above and how many tie. That takes one sort of the pixels and is exact.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
+
+#: neighbours of a pixel within its own image: 8-connected there, not connected to the images before and after
+_NEIGHBOURS = np.zeros((3, 3, 3), dtype=bool)
+_NEIGHBOURS[1] = True
+
+
+class PixelTable(NamedTuple):
+    """One row for each of the K distinct scores that anomalous pixels take, the highest score first."""
+
+    above: np.ndarray  # (K,) normal pixels that score higher
+    tied: np.ndarray  # (K,) normal pixels with the same score
+    anomalous: np.ndarray  # (K,) anomalous pixels with this score
+    overlap: np.ndarray  # (K,) sum over the regions of the share of the region with this score
+    normal: int  # normal pixels in total
+
+
+def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Probability that an anomalous image scores higher than a good one, ties counted half.
+
+    `scores` (N,) finite, `labels` (N,) true where anomalous. Raises ValueError for other shapes, NaN or
+    infinite scores, or labels of one class only.
+    """
+    scores, labels = _scores_and_labels(scores, labels)
+    return float(roc_auc_score(labels, scores))
+
+
+def pixel_auroc(maps: np.ndarray, masks: np.ndarray) -> float:
+    """AUROC over the pixels of all images together.
+
+    `maps` (N, H, W) finite, `masks` (N, H, W) true where anomalous. Raises ValueError for other shapes, NaN
+    or infinite maps, or masks that leave no anomalous or no normal pixel.
+    """
+    return _sklearn_on_table(roc_auc_score, pixel_table(*_maps_and_masks(maps, masks)))
+
+
+def pixel_ap(maps: np.ndarray, masks: np.ndarray) -> float:
+    """Average precision over the pixels of all images together; takes and raises what `pixel_auroc` does."""
+    return _sklearn_on_table(average_precision_score, pixel_table(*_maps_and_masks(maps, masks)))
+
+
+def aupro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
+    """Area under the pooled PRO curve up to `fpr_limit`, divided by `fpr_limit`: 1 is perfect.
+
+    Exact: every threshold, ties included, and linear interpolation at the limit, so that only the order of
+    the pixels matters. A constant map gives fpr_limit / 2. Takes and raises what `pixel_auroc` does, and
+    ValueError for a limit outside (0, 1].
+    """
+    _check_limit(fpr_limit)
+    return _area(*_curve(pixel_table(*_maps_and_masks(maps, masks))), fpr_limit)
+
+
+def aupro_per_image(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
+    """Mean over the anomalous images of the AUPRO of each alone, from its own regions and normal pixels.
+
+    Good images play no part and every image has its own thresholds: false positives on good images, and maps
+    whose level differs between images, cost nothing here. Raises what `aupro` does, also for an image without
+    a normal pixel.
+    """
+    _check_limit(fpr_limit)
+    maps, masks = _maps_and_masks(maps, masks)
+    full = np.flatnonzero(masks.all(axis=(1, 2)))
+    if full.size:
+        raise ValueError(f"mask {full[0]} has no normal pixel, so its false positive rate is undefined")
+    areas = [
+        _area(*_curve(pixel_table(maps[i : i + 1], masks[i : i + 1])), fpr_limit)
+        for i in np.flatnonzero(masks.any(axis=(1, 2)))
+    ]
+    return float(np.mean(areas))
+
+
+def pro_curve(
+    maps: np.ndarray, masks: np.ndarray, max_points: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """False positive rate and PRO, both (P,) rising from 0 to 1: every vertex of the pooled curve.
+
+    Between two vertices the curve over all thresholds is a straight line. `max_points` thins it for plotting
+    (see `thin_curve`). Takes and raises what `pixel_auroc` does.
+    """
+    fpr, pro = _curve(pixel_table(*_maps_and_masks(maps, masks)))
+    return (fpr, pro) if max_points is None else thin_curve(fpr, pro, max_points)
+
+
+def image_score(maps: np.ndarray, rule: str = "max", top: int = 100) -> np.ndarray:
+    """One score (N,) per map of (N, H, W): its largest pixel, or by rule "top" the mean of its `top` largest.
+
+    Raises ValueError for another rule, a `top` outside 1 .. H * W, or maps that are empty or not finite.
+    """
+    maps = _finite_maps(maps)
+    pixels = maps.reshape(len(maps), -1)  # N, H * W
+    if rule == "max":
+        return pixels.max(axis=1)
+    if rule != "top":
+        raise ValueError(f'rule must be "max" or "top", not {rule!r}')
+    if not 1 <= top <= pixels.shape[1]:
+        raise ValueError(f"top must lie in 1 .. {pixels.shape[1]} (the pixels of a map), not {top}")
+    return np.partition(pixels, -top, axis=1)[:, -top:].mean(axis=1)
+
+
+def evaluate_maps(
+    maps: np.ndarray, masks: np.ndarray, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+    """All five metrics of one test set, with the FPR limit 0.3, by the names of their functions.
+
+    Takes and raises what those functions do, and ValueError when there is not one score for each map.
+    """
+    scores, labels = _scores_and_labels(scores, labels)
+    maps, masks = _maps_and_masks(maps, masks)
+    if len(scores) != len(maps):
+        raise ValueError(f"{len(scores)} scores for {len(maps)} maps")
+    table = pixel_table(maps, masks)
+    return {
+        "image_auroc": image_auroc(scores, labels),
+        "pixel_auroc": _sklearn_on_table(roc_auc_score, table),
+        "pixel_ap": _sklearn_on_table(average_precision_score, table),
+        "aupro": _area(*_curve(table), 0.3),
+        "aupro_per_image": aupro_per_image(maps, masks),
+    }
+
+
+def thin_curve(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `max_points` vertices of a curve that rises from (0, 0), at about equal distances along it.
+
+    Both ends stay, and no dropped vertex is farther than (x + y at the end) / (max_points - 1) from a kept
+    one. Raises ValueError for fewer than 2 points.
+    """
+    if max_points < 2:
+        raise ValueError(f"a curve needs at least 2 points, not {max_points}")
+    if len(x) <= max_points:
+        return x, y
+    travelled = x + y  # length along a staircase, never falling
+    kept = np.unique(np.searchsorted(travelled, np.linspace(0.0, travelled[-1], max_points)))
+    return x[kept], y[kept]
+
+
+def pixel_table(maps: np.ndarray, masks: np.ndarray) -> PixelTable:
+    """Count the pixels of `maps` (N, H, W) by score, as far as the curves need; `masks` has both classes.
+
+    The arguments are taken as checked: the public metrics do that.
+    """
+    regions, _ = ndimage.label(masks, structure=_NEIGHBOURS)
+    regions = regions[masks]
+    share = 1.0 / np.bincount(regions)[regions].astype(np.float64)  # of its region, for each anomalous pixel
+    values, row = np.unique(maps[masks], return_inverse=True)
+    normal = maps[~masks]
+    normal.sort()
+    below = np.searchsorted(normal, values, side="left")
+    not_above = np.searchsorted(normal, values, side="right")
+    overlap = np.bincount(row, weights=share)
+    columns = (normal.size - not_above, not_above - below, np.bincount(row), overlap)
+    return PixelTable(*(column[::-1] for column in columns), normal.size)
+
+
+def _curve(table: PixelTable) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices of the PRO curve: (0, 0), then before and after each row of the table, then (1, 1)."""
+    after = np.cumsum(table.overlap)
+    after /= after[-1]  # the sum is the number of regions, but for rounding
+    before = np.concatenate(([0.0], after[:-1]))
+    fpr = np.stack((table.above, table.above + table.tied), axis=1).ravel() / table.normal
+    pro = np.stack((before, after), axis=1).ravel()
+    return np.concatenate(([0.0], fpr, [1.0])), np.concatenate(([0.0], pro, [1.0]))
+
+
+def _area(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
+    """Trapezoid area of a curve up to `limit`, the point at the limit interpolated, divided by `limit`."""
+    inside = int(np.searchsorted(fpr, limit, side="right"))
+    x = np.append(fpr[:inside], limit)
+    y = np.append(pro[:inside], np.interp(limit, fpr, pro))
+    return float(auc(x, y) / limit)
+
+
+def _sklearn_on_table(metric, table: PixelTable) -> float:
+    """Call a scikit-learn metric on the table, as weighted samples whose scores are ranks.
+
+    Normal pixels between two rows become one sample: no anomalous pixel tells them apart.
+    """
+    rows = len(table.above)
+    reached = np.concatenate(([0], table.above + table.tied))  # normal pixels down to and with each row
+    between = np.append(table.above, table.normal) - reached
+    ranks = np.concatenate((-2 * np.arange(rows) - 1, -2 * np.arange(rows) - 1, -2 * np.arange(rows + 1)))
+    weights = np.concatenate((table.anomalous, table.tied, between))
+    labels = np.arange(len(ranks)) < rows
+    used = weights > 0
+    return float(metric(labels[used], ranks[used], sample_weight=weights[used]))
+
+
+def _finite_maps(maps: np.ndarray) -> np.ndarray:
+    """Maps as float32 or float64 (N, H, W), refused when empty or not finite."""
+    maps = np.asarray(maps)
+    if maps.ndim != 3:
+        raise ValueError(f"maps must have the shape (N, H, W), not {maps.shape}")
+    if maps.size == 0:
+        raise ValueError(f"maps are empty: shape {maps.shape}")
+    if maps.dtype not in (np.float32, np.float64):
+        maps = maps.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
+    if bad.size:
+        raise ValueError(f"map {bad[0]} has NaN or infinite values ({bad.size} of {len(maps)} maps do)")
+    return maps
+
+
+def _maps_and_masks(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps and bool masks of one shape, with at least one anomalous and one normal pixel."""
+    maps, masks = _finite_maps(maps), _as_bool(masks, "masks")
+    if maps.shape != masks.shape:
+        raise ValueError(f"maps have the shape {maps.shape}, masks {masks.shape}")
+    if not masks.any():
+        raise ValueError("masks mark no anomalous pixel")
+    if masks.all():
+        raise ValueError("masks leave no normal pixel")
+    return maps, masks
+
+
+def _scores_and_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Finite scores and bool labels, both (N,), of both classes."""
+    scores, labels = np.asarray(scores), _as_bool(labels, "labels")
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both have the shape (N,)")
+    if scores.size == 0:
+        raise ValueError("scores are empty")
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        raise ValueError(f"score {bad[0]} is NaN or infinite")
+    if labels.all() or not labels.any():
+        raise ValueError(f"labels have no {'normal' if labels.all() else 'anomalous'} image")
+    return scores, labels
+
+
+def _as_bool(values: np.ndarray, name: str) -> np.ndarray:
+    """Bool array from bools or integers (0 is normal); floats are refused, their threshold is not ours."""
+    values = np.asarray(values)
+    if values.size and values.dtype.kind not in "bui":
+        raise ValueError(f"{name} must be bool or integer, not {values.dtype}")
+    return values if values.dtype == bool else values != 0
+
+
+def _check_limit(fpr_limit: float) -> None:
+    if not 0 < fpr_limit <= 1:
+        raise ValueError(f"fpr_limit must lie in (0, 1], not {fpr_limit}")
