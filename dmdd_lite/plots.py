@@ -1,0 +1,238 @@
+"""Figures of the results and of the training: functions that return a matplotlib `Figure`, in one style.
+
+Images are uint8 (N, H, W, 3), anomaly maps float (N, H, W), masks bool (N, H, W), all of the same H and W.
+Anomaly maps are coloured with `COLOUR_MAP` over a range that a colour bar tells; ground truth is always cyan,
+a decision always dashed white. Nothing is shown or left open in pyplot: the caller displays the `Figure`, or
+writes it with `save_figure`.
+"""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dmdd_lite.figures import INK, WIDTH, image_grid, new_figure, save_figure, style, styled
+from dmdd_lite.metrics import thin_curve
+
+__all__ = [
+    "plot_examples",
+    "plot_losses",
+    "plot_overlay",
+    "plot_pairs",
+    "plot_roc_and_pro",
+    "plot_score_histogram",
+    "save_figure",
+    "style",
+]
+
+COLOUR_MAP = "inferno"
+GOOD, ANOMALOUS, *OTHERS = sns.color_palette("colorblind").as_hex()
+TRUTH, DECISION = "#00e5ff", "#ffffff"
+
+
+@styled
+def plot_examples(
+    images: np.ndarray,
+    masks: np.ndarray,
+    maps: dict[str, np.ndarray],
+    titles: list[str],
+    ranges: dict[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """One row per test image: image with the ground truth outlined, ground truth, and each of `maps` by name.
+
+    All rows of a map share one colour range, that of `ranges` or else from its smallest to its largest value
+    here. Raises ValueError for shapes that differ or another number of titles.
+    """
+    _check_images(images, masks=masks, **maps)
+    if len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images")
+    columns = ["image", "ground truth", *maps]
+    fig, panels, bars = image_grid(images.shape[:3], columns, titles, coloured=len(maps))
+    for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        panels[row, 0].imshow(image)
+        _outline(panels[row, 0], mask, 0.5, TRUTH)
+        panels[row, 1].imshow(mask, cmap="gray", vmin=0, vmax=1)
+    for column, (name, values) in enumerate(maps.items()):
+        low, high = _colour_range(values, (ranges or {}).get(name))
+        for row, value in enumerate(values):
+            drawn = panels[row, column + 2].imshow(value, cmap=COLOUR_MAP, vmin=low, vmax=high)
+        _horizontal_bar(fig, drawn, bars[column])
+    return fig
+
+
+@styled
+def plot_pairs(normal: np.ndarray, anomalous: np.ndarray, masks: np.ndarray) -> Figure:
+    """One row per training pair: normal image, the same with a synthetic anomaly (outlined), its mask.
+
+    Raises ValueError for shapes that differ.
+    """
+    _check_images(normal, anomalous=anomalous[..., 0], masks=masks)
+    columns = ["normal", "anomalous", "mask"]
+    fig, panels, _ = image_grid(normal.shape[:3], columns, width=6.0)
+    for row, (clean, broken, mask) in enumerate(zip(normal, anomalous, masks, strict=True)):
+        panels[row, 0].imshow(clean)
+        panels[row, 1].imshow(broken)
+        _outline(panels[row, 1], mask, 0.5, TRUTH)
+        panels[row, 2].imshow(mask, cmap="gray", vmin=0, vmax=1)
+    return fig
+
+
+@styled
+def plot_overlay(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    threshold: float | None = None,
+    mask: np.ndarray | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """One image (H, W, 3) under its anomaly map, more opaque where the map is higher.
+
+    The colour range is `limits`, else from the smallest to the largest value of the map. Dashed white
+    outlines what is at or above `threshold`, cyan the ground truth. Raises ValueError for shapes that differ.
+    """
+    others = {"anomaly_map": anomaly_map[None]} | ({} if mask is None else {"mask": mask[None]})
+    _check_images(image[None], **others)
+    low, high = _colour_range(anomaly_map, limits)
+    opacity = 0.75 * np.clip((anomaly_map - low) / (high - low), 0, 1)
+    height = 4.95 * image.shape[0] / image.shape[1]  # the bar takes the rest of the width
+    fig = new_figure(6.0, height + (0.4 if threshold is not None or mask is not None else 0.1))
+    ax = fig.subplots()
+    ax.set_axis_off()
+    ax.imshow(image)
+    ax.imshow(anomaly_map, cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=opacity)
+    handles = []
+    if mask is not None:
+        handles.append(_outline(ax, mask, 0.5, TRUTH, "ground truth"))
+    if threshold is not None:
+        handles.append(_outline(ax, anomaly_map, threshold, DECISION, f"at or above {threshold:.3g}", "--"))
+    if handles:
+        fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOUR_MAP)
+    fig.colorbar(scale, ax=ax, label="anomaly score", shrink=0.9, aspect=30).outline.set_visible(False)
+    return fig
+
+
+@styled
+def plot_score_histogram(scores: np.ndarray, labels: np.ndarray, threshold: float | None = None) -> Figure:
+    """Histogram of the image scores (N,), good beside anomalous (`labels` true), and the threshold's errors.
+
+    Raises ValueError for shapes that differ.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both have the shape (N,)")
+    fig = new_figure(WIDTH, 3.2)
+    ax = fig.subplots()
+    edges = np.histogram_bin_edges(scores, bins=30)
+    for chosen, colour, name in ((~labels, GOOD, "good"), (labels, ANOMALOUS, "anomalous")):
+        label = f"{name} ({chosen.sum()})"
+        sns.histplot(x=scores[chosen], bins=edges, color=colour, alpha=0.6, label=label, linewidth=0.6, ax=ax)
+    if threshold is not None:
+        alarms, missed = int((scores[~labels] >= threshold).sum()), int((scores[labels] < threshold).sum())
+        text = f"threshold {threshold:.3g}: {alarms} false alarm{'s' * (alarms != 1)}, {missed} missed"
+        ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.4, label=text)
+    ax.set(xlabel="image score", ylabel="images")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    handles = sorted(ax.get_legend_handles_labels()[0], key=lambda handle: isinstance(handle, Line2D))
+    fig.legend(handles=handles, loc="outside upper left", ncols=3)
+    return fig
+
+
+@styled
+def plot_roc_and_pro(curves: dict[str, dict]) -> Figure:
+    """ROC and PRO curve of every map, side by side; the part of the PRO curve that AUPRO counts is shaded.
+
+    Each entry of `curves` has roc=(fpr, tpr), pro=(fpr, pro), and auroc and aupro as fractions of 1. Curves
+    of more than 2,000 points are thinned.
+    """
+    fig = new_figure(WIDTH, 3.9)
+    left, right = fig.subplots(1, 2)
+    right.axvspan(0, 0.3, color="#000000", alpha=0.07, linewidth=0)
+    right.text(0.29, 0.02, "FPR ≤ 0.3", ha="right", fontsize=10)
+    colours = [GOOD, ANOMALOUS, *OTHERS]
+    for i, (name, curve) in enumerate(curves.items()):
+        for ax, kind, area in ((left, "roc", "auroc"), (right, "pro", "aupro")):
+            x, y = thin_curve(*curve[kind], 2000)
+            line = {"color": colours[i % len(colours)], "linestyle": ("-", "--", "-.", ":")[i % 4]}
+            ax.plot(x, y, linewidth=1.8, label=f"{name} {100 * curve[area]:.2f}", **line)
+    left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, zorder=0)
+    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    right.set(title="PRO", xlabel="false positive rate", ylabel="per-region overlap")
+    for ax, title in ((left, "AUROC in %"), (right, "AUPRO in %")):
+        ax.set(xlim=(0, 1), ylim=(0, 1.01))
+        ax.legend(loc="lower right", title=title, alignment="left")
+    return fig
+
+
+@styled
+def plot_losses(history: pd.DataFrame) -> Figure:
+    """Training losses by iteration: one panel for each of the columns ngm, aim and msn, raw and smoothed.
+
+    The line is the mean over a window of a 25th of the run. `msn` is NaN before its training starts. Raises
+    KeyError when a column or `iteration` is missing.
+    """
+    names = {"ngm": "normality (NGM)", "aim": "abnormality (AIM)", "msn": "segmentation (MSN)"}
+    fig = new_figure(WIDTH, 2.9)
+    panels = fig.subplots(1, 3, sharex=True)
+    window = max(1, len(history) // 25)
+    for ax, (column, title), colour in zip(panels, names.items(), (GOOD, ANOMALOUS, OTHERS[0]), strict=True):
+        known = history.loc[history[column].notna(), ["iteration", column]]
+        smooth = known[column].rolling(window, min_periods=1, center=True).mean()
+        ax.plot(known["iteration"], known[column], ".", color=colour, alpha=0.2, markersize=3)
+        ax.plot(known["iteration"], smooth, color=colour, linewidth=2)
+        ax.set(title=title, xlabel="iteration", xlim=(0, history["iteration"].max()))
+        ax.set_ylim(bottom=0)
+        if known.empty:
+            ax.set_yticks([])
+            ax.text(0.5, 0.5, "not trained in this run", transform=ax.transAxes, ha="center")
+        elif len(known) < len(history):
+            ax.axvline(known["iteration"].iloc[0], color=INK, linestyle=":", linewidth=1.2)
+            ax.text(known["iteration"].iloc[0], 0.02, " starts", transform=ax.get_xaxis_transform())
+    panels[0].set_ylabel("loss")
+    return fig
+
+
+def _horizontal_bar(fig: Figure, drawn, ax: Axes) -> None:
+    """Colour bar in `ax` with only the two ends of the range, so that neighbours never touch."""
+    bar = fig.colorbar(drawn, cax=ax, orientation="horizontal", ticks=drawn.get_clim())
+    bar.outline.set_visible(False)
+    low, high = drawn.get_clim()
+    bar.ax.set_xticklabels([f"{value:.2f}" if high - low > 0.1 else f"{value:.2g}" for value in (low, high)])
+    bar.ax.tick_params(length=0)
+    for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_horizontalalignment(side)
+
+
+def _outline(
+    ax: Axes, values: np.ndarray, level: float, colour: str, name: str = "", dash: str = "-"
+) -> Line2D:
+    """Thin contour of `values` (H, W) at `level`, its rim dark to show on any image; returns a legend entry.
+
+    Nothing is drawn where the values do not cross the level.
+    """
+    rim = [patheffects.withStroke(linewidth=2.6, foreground="#000000b0")]
+    if values.min() < level <= values.max():
+        lines = ax.contour(
+            values.astype(np.float64), levels=[level], colors=[colour], linewidths=1.2, linestyles=dash
+        )
+        lines.set_path_effects(rim)
+    return Line2D([], [], color=colour, linestyle=dash, path_effects=rim, label=name)
+
+
+def _colour_range(values: np.ndarray, limits: tuple[float, float] | None) -> tuple[float, float]:
+    """`limits` or the range of the values, widened when it is a single point."""
+    low, high = limits or (float(values.min()), float(values.max()))
+    return (low, high) if high > low else (low, low + 1e-6)
+
+
+def _check_images(images: np.ndarray, **others: np.ndarray) -> None:
+    """Refuse images that are not uint8 (N, H, W, 3), or others that are not (N, H, W)."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
+    for name, values in others.items():
+        if values.shape != images.shape[:3]:
+            raise ValueError(f"{name} have the shape {values.shape}, images {images.shape}")
