@@ -106,7 +106,7 @@ def main() -> None:
     repeat = max(2, options.repeat)
 
     maps, masks = fake_test_set(options.maps, options.size, options.seed)
-    scores, labels = metrics.image_score(maps), masks.any(axis=(1, 2))
+    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
     print(f"{processor()}; {platform.system()}; Python {platform.python_version()}, NumPy {np.__version__},")
     print(f"SciPy {scipy.__version__}, scikit-learn {sklearn.__version__}; seed {options.seed};")
     print(f"maps {maps.shape} {maps.dtype}, {maps.nbytes / 2**20:.0f} MiB; {labels.sum()} images anomalous,")

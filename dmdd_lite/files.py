@@ -42,17 +42,21 @@ def _umask() -> int:
 
 
 class Progress:
-    """A tqdm bar on a terminal or in a live notebook, else (logs, papermill) a plain line every tenth.
+    """A tqdm bar on a terminal or in a live notebook, else (logs, papermill) a plain line every tenth, if
+    QUIET seconds have passed since the last.
 
     The environment variable DMDD_PROGRESS = bar, lines or none overrides the choice.
     """
+
+    QUIET = 5.0
 
     def __init__(self, total: int, name: str, start: int = 0, enabled: bool = True):
         live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.mode = os.environ.get("DMDD_PROGRESS", "bar" if live else "lines") if enabled else "none"
         self.total, self.name, self.done = total, name, start
-        self.began, self.first = time.monotonic(), start
-        self.bar = tqdm(total=total, desc=name, initial=start) if self.mode == "bar" else None
+        self.began = self.told = time.monotonic()
+        self.first = start
+        self.bar = tqdm(total=total, desc=name, initial=start, leave=False) if self.mode == "bar" else None
 
     def update(self, done: int, text: str = ""):
         """`done` of `total` are finished; `text` is shown beside it."""
@@ -61,10 +65,15 @@ class Progress:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(done - self.done)
         elif self.mode == "lines" and (done // tenth > self.done // tenth or done == self.total):
-            seconds = time.monotonic() - self.began
+            self._tell(done, text)
+        self.done = done
+
+    def _tell(self, done: int, text: str):
+        now = time.monotonic()
+        if now - self.told >= self.QUIET:
+            seconds, self.told = now - self.began, now
             left = seconds / max(1, done - self.first) * (self.total - done)
             print(f"{self.name} {done}/{self.total}  {seconds:.0f} s, {left:.0f} s left  {text}", flush=True)
-        self.done = done
 
     def __enter__(self):
         return self

@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
-from tqdm.auto import tqdm
+
+from .files import Progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # what Pillow may try, so that no other decoder meets unknown files
 MAX_LISTED = 20
@@ -96,9 +97,11 @@ def in_threads(
 ) -> Iterator:
     """`map` over a small thread pool, in order; Pillow decodes outside of Python's lock."""
     workers = workers or min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(function, items)
-        yield from tqdm(results, progress, total=len(items), disable=not progress, leave=False)
+    bar = Progress(len(items), progress or "", enabled=bool(progress))
+    with ThreadPoolExecutor(workers) as pool, bar:
+        for done, result in enumerate(pool.map(function, items), start=1):
+            yield result
+            bar.update(done)
 
 
 def _decode(source: str | Path | Image.Image, convert: Callable[[Image.Image], Any]) -> Any:

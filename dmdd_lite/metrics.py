@@ -102,22 +102,6 @@ def pro_curve(
     return (fpr, pro) if max_points is None else thin_curve(fpr, pro, max_points)
 
 
-def image_score(maps: np.ndarray, rule: str = "max", top: int = 100) -> np.ndarray:
-    """One score (N,) per map of (N, H, W): its largest pixel, or by rule "top" the mean of its `top` largest.
-
-    Raises ValueError for another rule, a `top` outside 1 .. H * W, or maps that are empty or not finite.
-    """
-    maps = _finite_maps(maps)
-    pixels = maps.reshape(len(maps), -1)  # N, H * W
-    if rule == "max":
-        return pixels.max(axis=1)
-    if rule != "top":
-        raise ValueError(f'rule must be "max" or "top", not {rule!r}')
-    if not 1 <= top <= pixels.shape[1]:
-        raise ValueError(f"top must lie in 1 .. {pixels.shape[1]} (the pixels of a map), not {top}")
-    return np.partition(pixels, -top, axis=1)[:, -top:].mean(axis=1)
-
-
 def evaluate_maps(
     maps: np.ndarray, masks: np.ndarray, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:

@@ -92,7 +92,7 @@ def plot_overlay(
     """One image (H, W, 3) under its anomaly map, more opaque where the map is higher.
 
     The colour range is `limits`, else from the smallest to the largest value of the map. Dashed white
-    outlines what is at or above `threshold`, cyan the ground truth. Raises ValueError for shapes that differ.
+    outlines what is above `threshold`, cyan the ground truth. Raises ValueError for shapes that differ.
     """
     others = {"anomaly_map": anomaly_map[None]} | ({} if mask is None else {"mask": mask[None]})
     _check_images(image[None], **others)
@@ -108,7 +108,7 @@ def plot_overlay(
     if mask is not None:
         handles.append(_outline(ax, mask, 0.5, TRUTH, "ground truth"))
     if threshold is not None:
-        handles.append(_outline(ax, anomaly_map, threshold, DECISION, f"at or above {threshold:.3g}", "--"))
+        handles.append(_outline(ax, anomaly_map, threshold, DECISION, f"above {threshold:.3g}", "--"))
     if handles:
         fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOUR_MAP)
@@ -132,7 +132,7 @@ def plot_score_histogram(scores: np.ndarray, labels: np.ndarray, threshold: floa
         label = f"{name} ({chosen.sum()})"
         sns.histplot(x=scores[chosen], bins=edges, color=colour, alpha=0.6, label=label, linewidth=0.6, ax=ax)
     if threshold is not None:
-        alarms, missed = int((scores[~labels] >= threshold).sum()), int((scores[labels] < threshold).sum())
+        alarms, missed = int((scores[~labels] > threshold).sum()), int((scores[labels] <= threshold).sum())
         text = f"threshold {threshold:.3g}: {alarms} false alarm{'s' * (alarms != 1)}, {missed} missed"
         ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.4, label=text)
     ax.set(xlabel="image score", ylabel="images")

@@ -27,6 +27,7 @@ def test_json_refuses_nan_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("mode, expected", [("lines", 10), ("none", 0)])
 def test_progress_prints_a_line_every_tenth(monkeypatch, capsys, mode, expected):
+    monkeypatch.setattr(Progress, "QUIET", 0.0)
     monkeypatch.setenv("DMDD_PROGRESS", mode)
     with Progress(100, "training") as bar:
         for done in range(3, 100, 3):
@@ -34,7 +35,15 @@ def test_progress_prints_a_line_every_tenth(monkeypatch, capsys, mode, expected)
         bar.update(100)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == expected
-    if lines:
+    if expected:
         assert lines[0].startswith("training 12/100")
         assert lines[0].endswith("loss 12")
         assert lines[-1].startswith("training 100/100")
+
+
+def test_progress_is_silent_about_what_is_over_at_once(monkeypatch, capsys):
+    monkeypatch.setenv("DMDD_PROGRESS", "lines")
+    with Progress(10, "reading") as bar:
+        for done in range(11):
+            bar.update(done)
+    assert capsys.readouterr().out == ""

@@ -197,6 +197,7 @@ def test_threads_keep_the_order_and_progress_can_be_silenced(tmp_path, monkeypat
     loaded = images.load_images(paths, 4, progress=None, workers=4)
     assert loaded[:, 0, 0, 0].tolist() == list(range(12))
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("DMDD_PROGRESS", "bar")
     images.load_images(paths, 4, progress="reading nuts")
     assert "reading nuts" in capfd.readouterr().err
     assert images.load_images([], 4, progress=None).shape == (0, 3, 4, 4)

@@ -185,18 +185,11 @@ def test_thinned_curve_keeps_its_ends_and_its_area():
     assert np.abs(gap).max() < 4 / 199
 
 
-def test_image_score_rules():
-    maps = np.arange(24, dtype=np.float32).reshape(2, 3, 4)[:, ::-1]
-    assert metrics.image_score(maps).tolist() == [11, 23]
-    assert metrics.image_score(maps, "top", top=3).tolist() == [10, 22]
-    assert metrics.image_score(maps, "top", top=12).tolist() == maps.mean(axis=(1, 2)).tolist()
-
-
 def test_evaluate_maps_is_the_five_metrics():
     maps, masks = tiny_case(17)
     masks[-1] = False
     assert len(maps) > 1
-    scores, labels = metrics.image_score(maps), masks.any(axis=(1, 2))
+    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
     result = metrics.evaluate_maps(maps, masks, scores, labels)
     names = ["image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"]
     assert list(result) == names
@@ -266,14 +259,9 @@ def test_image_auroc_refuses(scores, labels, reason):
         metrics.image_auroc(np.array(scores), np.array(labels))
 
 
-def test_image_score_and_evaluate_maps_refuse():
+def test_evaluate_maps_and_pro_curve_refuse():
     masks = square_masks()
     maps = masks * 1.0
-    for arguments, reason in [(("mean",), "rule"), (("top", 0), "top must"), (("top", 257), "top must")]:
-        with pytest.raises(ValueError, match=reason):
-            metrics.image_score(maps, *arguments)
-    with pytest.raises(ValueError, match="map 0 has NaN"):
-        metrics.image_score(maps * np.nan)
     with pytest.raises(ValueError, match="3 scores for 2 maps"):
         metrics.evaluate_maps(maps, masks, np.arange(3.0), np.array([True, True, False]))
     with pytest.raises(ValueError, match="at least 2 points"):

@@ -104,7 +104,7 @@ def test_overlay_outlines_decision_and_ground_truth(examples):
     colours = [tuple(c.get_edgecolor()[0]) for c in contours(both.axes[0])]
     assert colours == [matplotlib.colors.to_rgba(c) for c in (plots.TRUTH, plots.DECISION)]
     assert [c.levels.tolist() for c in contours(both.axes[0])] == [[0.5], [0.5]]
-    assert [text.get_text() for text in both.legends[0].get_texts()] == ["ground truth", "at or above 0.5"]
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["ground truth", "above 0.5"]
     assert both.axes[0].images[1].get_clim() == (0, 2)
     opacity = both.axes[0].images[1].get_alpha()
     assert opacity.ravel()[anomaly_map.argmax()] == opacity.max() > opacity.min() >= 0

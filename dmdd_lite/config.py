@@ -1,0 +1,253 @@
+"""Every choice of the method as one frozen, documented configuration, each with the label of its origin.
+
+Labels: [paper] the paper's abstract or the caption of its Figure 2; [summary] a second-hand summary of the
+paper; [authors] the same authors' published code for their next paper (URD, AAAI 2025); [field] common
+practice of RD4AD, RD++, DRAEM, DeSTSeg; [ours] our own decision.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+LABELS = ("paper", "summary", "authors", "field", "ours")
+
+#: MVTec AD categories whose image is all foreground, so that anomalies may lie anywhere [authors]
+NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
+
+
+def option(default, label: str, text: str, **checks):
+    """A configuration field: its default, its origin, one sentence, and its `low`, `high` or `choices`."""
+    metadata = {"label": label, "text": text, **checks}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run of DMDD. `Config(iterations=600)` checks every value and names the field that is wrong.
+
+    Raises ValueError for a value outside its range, TypeError for one of another type.
+    """
+
+    # teacher
+    teacher: str = option(
+        "wide_resnet50_2.tv_in1k",
+        "authors",
+        "timm name of the frozen teacher, any with feature extraction; or 'embedded' [ours]",
+    )
+    teacher_weights: str = option(
+        "",
+        "ours",
+        "'' = the model's own (from the hub), a local .safetensors or .pth file, or 'random' = untrained",
+    )
+    teacher_options: dict = option(
+        {},
+        "ours",
+        "extra timm options such as pad_type or out_indices; mean and std override timm's data config",
+    )
+    standardise: bool = option(
+        True, "ours", "teacher features centred and scaled per channel by their statistics on training images"
+    )
+    image_size: int = option(256, "authors", "side of the square input in pixels, a multiple of 32", low=64)
+
+    # student
+    student: str = option(
+        "decoder",
+        "authors",
+        "'decoder' = reverse distillation; 'encoder' = a student of the teacher's own structure [ours]",
+        choices=("decoder", "encoder"),
+    )
+    student_blocks: tuple = option(
+        (),
+        "ours",
+        "residual blocks per decoder stage, from the deepest; () = (3, 4, 6) as RD4AD [field] for teachers "
+        "of 256 channels or more at stride 4, else (2, 2, 2)",
+    )
+    student_width: int = option(
+        64, "ours", "least channels of a decoder stage: small teachers are too thin to mirror exactly", low=8
+    )
+    student_norm_relu: bool = option(
+        True, "ours", "batch norm after the decoupling convolution, and ReLU where the teacher is rectified"
+    )
+
+    # distillation
+    ngm_form: str = option(
+        "flat",
+        "authors",
+        "cosine over the flattened feature map ('flat') or per pixel ('pixel')",
+        choices=("flat", "pixel"),
+    )
+    aim_form: str = option(
+        "absolute",
+        "authors",
+        "'absolute' = |distance - M|; 'hinge' and 'inverse' (cosine) widen without a fixed target",
+        choices=("absolute", "hinge", "inverse"),
+    )
+    aim_balanced: bool = option(
+        False, "authors", "anomalous and normal pixels weigh the same in L_AIM, however few the former are"
+    )
+    aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
+
+    # fusion
+    fusion_perceptions: tuple = option((1, 2, 4), "ours", "dilations of the segmentation network's branches")
+    fusion_attention: tuple = option(
+        ("channel", "spatial", "coordinate"),
+        "ours",
+        "attentions that re-weight the maps; the paper says 'multiple attention' and no more",
+        choices=("channel", "spatial", "coordinate", "self"),
+    )
+    fusion_width: int = option(16, "ours", "channels of each perception branch", low=4)
+    fusion_loss: str = option(
+        "focal+l1",
+        "field",
+        "loss of the segmentation network: 'focal+l1' (DeSTSeg) or 'focal+dice'",
+        choices=("focal+dice", "focal+l1"),
+    )
+    fusion_jitter: float = option(
+        0.5,
+        "ours",
+        "spread of the random scale (log-normal) on the maps that the segmentation network learns from, so "
+        "that it does not learn how strong *synthetic* anomalies look",
+        low=0.0,
+    )
+    fusion_zoom: float = option(
+        3.0,
+        "ours",
+        "the segmentation network also learns from maps and masks enlarged up to so many times: real defects "
+        "can be larger than synthetic ones",
+        low=1.0,
+    )
+    fusion_start: float = option(
+        0.2, "ours", "share of the iterations after which the segmentation network learns", low=0.0, high=0.95
+    )
+    fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
+
+    # pairs
+    perlin_scales: tuple = option(
+        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)"
+    )
+    perlin_threshold: float = option(0.5, "authors", "noise above it is anomalous", low=0.0, high=1.0)
+    perlin_rotation: float = option(90.0, "authors", "noise rotated by up to this many degrees", low=0.0)
+    opacity: tuple = option((0.2, 1.0), "authors", "range of the texture's opacity, drawn as 1 - 0.8 U(0, 1)")
+    foreground: str = option(
+        "auto",
+        "authors",
+        "'auto' = anomalies on the object only, none of it for the textures; 'none' = anywhere",
+        choices=("auto", "none"),
+    )
+    texture_limit: int = option(1000, "ours", "most texture images held in memory", low=1)
+
+    # schedule
+    iterations: int = option(5000, "authors", "training steps; 10,000 for cable and transistor", low=1)
+    batch_size: int = option(16, "authors", "pairs per step", low=1)
+    learning_rate: float = option(5e-3, "field", "Adam step of the student (RD4AD)", low=0.0)
+    betas: tuple = option((0.5, 0.999), "authors", "Adam's moment decay")
+    schedule: str = option(
+        "cosine",
+        "ours",
+        "'cosine' decays to zero so that the last iteration is a settled one; 'constant' [field]",
+        choices=("cosine", "constant"),
+    )
+    warmup: float = option(
+        0.05, "ours", "share of the iterations with a rising learning rate", low=0.0, high=0.9
+    )
+    clip_norm: float = option(0.0, "ours", "most norm of the gradient, 0 = unlimited", low=0.0)
+    holdout: float = option(
+        0.1, "ours", "share of train/good kept out to set the decision threshold", low=0.0, high=0.5
+    )
+    seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0)
+
+    # score
+    smoothing_sigma: float = option(
+        4.0, "authors", "Gaussian on the full-size maps, in pixels at 256", low=0.0
+    )
+    score_rule: str = option(
+        "max",
+        "authors",
+        "image score: 'max' of the smoothed map, or 'top' = mean of the score_top largest pixels [field]",
+        choices=("max", "top"),
+    )
+    score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)
+    threshold_quantile: float = option(
+        1.0, "ours", "quantile of the held-out good scores below which an image is good", low=0.5, high=1.0
+    )
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):
+            value = _coerce(item, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+            _check(item, value)
+        if self.image_size % 32:
+            nearest = max(64, round(self.image_size / 32) * 32)
+            raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
+        if self.student_blocks and (len(self.student_blocks) != 3 or min(self.student_blocks) < 1):
+            raise ValueError(f"student_blocks must be () or three numbers from 1, got {self.student_blocks}")
+        if len(self.perlin_scales) != 2 or not 0 <= self.perlin_scales[0] < self.perlin_scales[1] <= 8:
+            raise ValueError(f"perlin_scales must be (first, last + 1) within 0..8, got {self.perlin_scales}")
+        if len(self.opacity) != 2 or not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
+            raise ValueError(f"opacity must be an increasing pair within 0..1, got {self.opacity}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        values = dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """The configuration back from `to_dict`. Raises ValueError for a field that does not exist."""
+        known = [item.name for item in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(
+                f"unknown configuration field {', '.join(unknown)}: written by a newer version? "
+                f"Known fields: {', '.join(known)}"
+            )
+        return cls(**values)
+
+    def replace(self, **changes) -> "Config":
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Which fields differ, as 'name: a -> b', for messages."""
+    a, b = one.to_dict(), other.to_dict()
+    return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
+
+
+def provenance_table() -> str:
+    """The configuration as a markdown table: field, default, label, meaning. README.md holds it."""
+    rows = ["| field | default | label | meaning |", "|---|---|---|---|"]
+    for item in dataclasses.fields(Config):
+        default = item.default_factory() if item.default is dataclasses.MISSING else item.default
+        rows.append(
+            f"| `{item.name}` | `{default!r}` | [{item.metadata['label']}] | {item.metadata['text']} |"
+        )
+    return "\n".join(rows)
+
+
+def _coerce(item, value):
+    """JSON's lists back to tuples, whole numbers to floats where a float is due; else a TypeError."""
+    kind = item.type
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{item.name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _check(item, value):
+    """Range or choice of one field; NaN is outside every range."""
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    choices = item.metadata.get("choices")
+    if low is not None and not value >= low:
+        raise ValueError(f"{item.name} must be at least {low}, got {value}")
+    if high is not None and not value <= high:
+        raise ValueError(f"{item.name} must be at most {high}, got {value}")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        raise ValueError(f"{item.name} must be finite, got {value}")
+    if choices and not set(value if isinstance(value, tuple) else (value,)) <= set(choices):
+        raise ValueError(f"{item.name} must be of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,164 @@
+"""A trained DMDD ready for use: load, predict, save. What users ask for first."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .config import Config
+from .data import open_folder
+from .device import autocast, resolve_device
+from .files import write_atomically, write_json
+from .images import read_image
+from .model import DMDD, build_model, full_size_maps, image_scores
+from .teacher import empty_teacher
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+
+
+class DetectorError(RuntimeError):
+    """A saved detector cannot be loaded; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer.
+
+    score: image score; is_anomalous: score above `threshold`; fused: anomaly map (H, W) in [0, 1] at the
+    image's own size; normality and abnormality: per scale, fine to coarse, (H_k, W_k) in [0, 2]; path: None
+    for images from memory.
+    """
+
+    score: float
+    threshold: float
+    fused: np.ndarray
+    normality: tuple[np.ndarray, ...]
+    abnormality: tuple[np.ndarray, ...]
+    path: Path | None = None
+
+    @property
+    def is_anomalous(self) -> bool:
+        return self.score > self.threshold
+
+
+class Detector:
+    """Finds and outlines defects. `threshold` splits good from anomalous image scores of the fused map."""
+
+    def __init__(self, model: DMDD, threshold: float = 0.5):
+        self.model = model.eval().to(memory_format=torch.channels_last)
+        self.config, self.threshold = model.config, float(threshold)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.teacher.mean.device
+
+    @classmethod
+    def calibrated(cls, model: DMDD, held_out: Tensor) -> "Detector":
+        """Threshold = `threshold_quantile` of held-out good images' scores; uint8 (N, 3, S, S). [ours]"""
+        detector = cls(model)
+        scores = torch.cat([detector.maps(batch)[1]["fused"] for batch in held_out.split(8)])
+        detector.threshold = scores.double().quantile(model.config.threshold_quantile).item()
+        return detector
+
+    @torch.inference_mode()
+    def maps(self, images: Tensor):
+        """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
+        (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
+        images = images.to(self.device).float() / 255
+        with autocast(self.device):
+            output = self.model(images.contiguous(memory_format=torch.channels_last))
+        full = full_size_maps(output, self.config)
+        scores = {name: image_scores(m, self.config).cpu() for name, m in full.items()}
+        return {name: m.cpu() for name, m in full.items()}, scores, output
+
+    def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
+        """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))
+        -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
+
+        Raises DataError for a file that cannot be read or a folder without images.
+        """
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            return list(self.stream(open_folder(source, recursive=True), batch_size))
+        if isinstance(source, list | tuple):
+            return list(self.stream(source, batch_size))
+        return next(self.stream([source]))
+
+    def stream(self, images: Sequence, batch_size: int = 8) -> Iterator[Prediction]:
+        """Predictions one by one, a batch of images in memory at a time: for folders of any length."""
+        for start in range(0, len(images), batch_size):
+            sources = images[start : start + batch_size]
+            originals = [read_image(source) for source in sources]
+            size = self.config.image_size
+            batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
+            maps, scores, output = self.maps(batch)
+            for i, (source, image) in enumerate(zip(sources, originals, strict=True)):
+                fused = F.interpolate(maps["fused"][i][None, None], image.shape[1:], mode="bilinear")
+                yield Prediction(
+                    float(scores["fused"][i]),
+                    self.threshold,
+                    fused[0, 0].numpy(),
+                    tuple(m[i].float().cpu().numpy() for m in output.normality),
+                    tuple(m[i].float().cpu().numpy() for m in output.abnormality),
+                    Path(source) if isinstance(source, str | Path) else None,
+                )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.safetensors (teacher included, so that loading needs no network) and config.json."""
+        folder = Path(folder)
+        state = {name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()}
+        write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
+        settings = {"format": 1, "threshold": self.threshold, "config": self.config.to_dict()}
+        write_json(folder / SETTINGS, settings)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> "Detector":
+        """The detector that `save` wrote. Nothing is unpickled; raises DetectorError naming what is wrong."""
+        folder, place = Path(folder), resolve_device(device)
+        config, threshold = _read_settings(folder)
+        try:
+            state = load_file(folder / WEIGHTS)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DetectorError(
+                f"{folder / WEIGHTS} cannot be read ({error}); copy or train it again"
+            ) from error
+        model = build_model(config, empty_teacher(config.teacher, config.teacher_options))
+        expected = model.state_dict()
+        wrong = sorted(set(expected) ^ set(state)) or [
+            k for k in state if state[k].shape != expected[k].shape
+        ]
+        if wrong:
+            raise DetectorError(
+                f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {len(wrong)} tensors are missing, "
+                f"extra or of another shape (first: {wrong[0]}); both files must come from the same training"
+            )
+        model.load_state_dict(state)
+        return cls(model.to(place), threshold)
+
+
+def _read_settings(folder: Path) -> tuple[Config, float]:
+    if not folder.is_dir():
+        raise DetectorError(f"{folder} is no folder; give the folder that Detector.save or train wrote")
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return Config.from_dict(settings["config"]), float(settings["threshold"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DetectorError(f"{folder / SETTINGS} is not a detector's configuration: {error}") from error
+
+
+def overlay(image, prediction: Prediction) -> Image.Image:
+    """The image with its fused map as heat, as a PIL image of the same size."""
+    from matplotlib import colormaps
+
+    pixels = read_image(image).permute(1, 2, 0).numpy() / 255
+    heat = colormaps["inferno"](prediction.fused)[..., :3]
+    strength = 0.7 * prediction.fused[..., None]
+    return Image.fromarray(np.uint8(255 * ((1 - strength) * pixels + strength * heat)))

@@ -1,0 +1,181 @@
+"""From a detector and a test split to numbers, the result file, and the table beside the paper's."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_curve
+
+from .data import Category, load_masks
+from .detector import Detector
+from .device import describe, peak_memory_mb
+from .download import MVTEC_CATEGORIES
+from .files import Progress, write_json
+from .images import load_images
+from .metrics import evaluate_maps, pixel_ap, pro_curve
+from .model import MAP_NAMES
+
+#: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
+PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
+PROTOCOL = "last: weights of the last iteration; AUPRO pooled over the test set up to FPR 0.3"
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
+    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1)."""
+
+    category: Category
+    images: np.ndarray
+    masks: np.ndarray
+    labels: np.ndarray
+    maps: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    metrics: dict[str, dict[str, float]]
+    images_per_second: float
+
+
+def evaluate(
+    detector: Detector, category: Category, batch_size: int = 8, progress: bool = True
+) -> Evaluation:
+    """Predict every test image and compute the five metrics of the four maps.
+
+    images_per_second counts inference with smoothing, not reading. Raises DataError for unreadable files.
+    """
+    size = detector.config.image_size
+    images = load_images([t.path for t in category.test], size, "reading test images" if progress else None)
+    masks = load_masks(category.test, size, None).numpy()
+    parts: list[tuple[dict, dict]] = []
+    began = time.perf_counter()
+    with Progress(len(images), "predicting", enabled=progress) as bar:
+        for batch in images.split(batch_size):
+            maps, scores, _ = detector.maps(batch)
+            parts.append((maps, scores))
+            bar.update(bar.done + len(batch))
+    seconds = time.perf_counter() - began
+    maps = {name: torch.cat([m[name] for m, _ in parts]).numpy() for name in MAP_NAMES}
+    scores = {name: torch.cat([s[name] for _, s in parts]).numpy() for name in MAP_NAMES}
+    labels = np.asarray(category.labels)
+    metrics = {name: evaluate_maps(maps[name], masks, scores[name], labels) for name in MAP_NAMES}
+    return Evaluation(
+        category, images.numpy(), masks, labels, maps, scores, metrics, len(images) / max(seconds, 1e-9)
+    )
+
+
+def result_path(results_dir: str | Path, category: str, seed: int) -> Path:
+    return Path(results_dir) / f"{category}_seed{seed}.json"
+
+
+def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Detector, training) -> Path:
+    """Write `<category>_seed<seed>.json`: configuration, metrics.<map>.<name> as fractions of 1, cost,
+    machine, versions and protocol."""
+    config, name = detector.config, evaluation.category.name
+    values = {
+        "category": name,
+        "seed": config.seed,
+        "protocol": PROTOCOL,
+        "metrics": evaluation.metrics,
+        "threshold": detector.threshold,
+        "seconds": round(training.seconds, 1),
+        "images_per_second": {
+            "training_pairs": round(training.pairs_per_second, 2),
+            "inference": round(evaluation.images_per_second, 2),
+        },
+        "peak_memory_mb": round(peak_memory_mb(detector.device), 1),
+        **describe(detector.device),
+        "images": {"train": len(evaluation.category.train), "test": len(evaluation.labels)},
+        "config": config.to_dict(),
+    }
+    return write_json(result_path(results_dir, name, config.seed), values)
+
+
+def collect_results(results_dir: str | Path) -> pd.DataFrame:
+    """All result files of a folder, a row a category, seed and map: category, seed, map, the metrics,
+    seconds, file. Raises ValueError naming a file that is not a result."""
+    rows = []
+    for path in sorted(Path(results_dir).glob("*_seed*.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            for name, metrics in values["metrics"].items():
+                row = {key: metrics[key] for key in METRICS}
+                rows.append(
+                    {
+                        "category": values["category"],
+                        "seed": values["seed"],
+                        "map": name,
+                        **row,
+                        "seconds": values["seconds"],
+                        "file": path.name,
+                    }
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+    columns = ["category", "seed", "map", *METRICS, "seconds", "file"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
+    """A row a category in percent, mean ± std over its seeds, then the mean over the categories."""
+    grouped = results[results["map"] == of].groupby("category")[list(METRICS)]
+    mean, std = 100 * grouped.mean(), 100 * grouped.std()
+    table = pd.DataFrame(
+        {m: [_cell(mean.loc[c, m], std.loc[c, m]) for c in mean.index] for m in METRICS}, index=mean.index
+    )
+    table.insert(0, "seeds", grouped.size())
+    if len(mean) > 1:
+        overall = [f"{value:.2f}" for value in mean.mean()]
+        table.loc[f"mean of {len(mean)}"] = [grouped.size().sum(), *overall]
+    return table
+
+
+def compare_with_paper(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
+    """Rows of the metrics: paper | ours | difference | categories, means over categories in percent.
+
+    The paper's figures are means over MVTec AD's fifteen categories; the difference is given for just those.
+    """
+    mean = 100 * results[results["map"] == of].groupby("category")[list(METRICS)].mean()
+    known = mean.index.intersection(MVTEC_CATEGORIES)
+    complete = len(known) == len(MVTEC_CATEGORIES)
+    ours = mean.loc[known].mean() if complete else mean.mean()
+    rows = {
+        m: {
+            "paper": f"{100 * PAPER[m]:.2f}" if m in PAPER else "not stated",
+            "ours": f"{ours[m]:.2f}",
+            "difference": f"{ours[m] - 100 * PAPER[m]:+.2f}" if m in PAPER and complete else "-",
+            "ours covers": f"{len(known)} of {len(MVTEC_CATEGORIES)} MVTec AD categories"
+            + (
+                ""
+                if complete or not len(mean.index.difference(known))
+                else f", {len(mean) - len(known)} other"
+            ),
+        }
+        for m in METRICS
+    }
+    return pd.DataFrame(rows).T
+
+
+def _cell(mean: float, std: float) -> str:
+    return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
+    """Indices of the defective test images, from the best outlined to the worst, by their own pixel AP."""
+    found = np.flatnonzero(evaluation.labels)
+    quality = {i: pixel_ap(evaluation.maps[of][i : i + 1], evaluation.masks[i : i + 1]) for i in found}
+    return sorted(quality, key=quality.get, reverse=True)
+
+
+def curves(evaluation: Evaluation) -> dict[str, dict]:
+    """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`."""
+    found = {}
+    for name in MAP_NAMES:
+        roc = roc_curve(evaluation.labels, evaluation.scores[name], drop_intermediate=False)[:2]
+        pro = pro_curve(evaluation.maps[name], evaluation.masks)
+        metrics = evaluation.metrics[name]
+        found[name] = {"roc": roc, "pro": pro, "auroc": metrics["image_auroc"], "aupro": metrics["aupro"]}
+    return found

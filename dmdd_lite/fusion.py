@@ -1,0 +1,158 @@
+"""The Multi-perception Segmentation Network (MSN): six anomaly maps to one.
+
+'Focused fusion of the anomaly maps by multiple attention' is all that the paper's abstract says [paper];
+perceptions, the kinds of attention and the residual form are ours [ours].
+
+Legend: B images, K = 6 maps (normality then abnormality, each fine to coarse), P perceptions of W channels,
+H x W the finest map.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class FusionOutput(NamedTuple):
+    """logits (B, H, W), of which the sigmoid is the fused map; weights (B, K, H, W) in (0, 2) that the
+    attention gave each map."""
+
+    logits: Tensor
+    weights: Tensor
+
+    @property
+    def fused(self) -> Tensor:
+        """The fused anomaly map (B, H, W) in [0, 1]."""
+        return self.logits.float().sigmoid()
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze and excitation: one gate in (0, 1) a channel from the image's mean and maximum. [ours]"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // 4, 4)
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.gate(x.mean((2, 3), keepdim=True)) + self.gate(x.amax((2, 3), keepdim=True))
+        return pooled.sigmoid()  # B, C, 1, 1
+
+
+class SpatialAttention(nn.Module):
+    """One gate in (0, 1) a pixel from the channels' mean and maximum around it. [ours]"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(torch.stack((x.mean(1), x.amax(1)), dim=1)).sigmoid()  # B, 1, H, W
+
+
+class CoordinateAttention(nn.Module):
+    """A gate a row times a gate a column, for every channel: where along each axis to look. [ours]"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // 4, 4)
+        self.squeeze = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True))
+        self.rows, self.columns = nn.Conv2d(hidden, channels, 1), nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(self.squeeze(x.mean(3, keepdim=True)))  # B, C, H, 1
+        columns = self.columns(self.squeeze(x.mean(2, keepdim=True)))  # B, C, 1, W
+        return rows.sigmoid() * columns.sigmoid()
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at an 8 x 8 summary of the image; the answer gates each channel. [ours]"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key, self.value = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        summary = nn.functional.adaptive_avg_pool2d(x, 8)
+        q, k, v = (
+            f.flatten(2).transpose(1, 2) for f in (self.query(x), self.key(summary), self.value(summary))
+        )
+        answer = nn.functional.scaled_dot_product_attention(q, k, v)  # B, H W, C
+        return answer.transpose(1, 2).reshape(x.shape).sigmoid()
+
+
+ATTENTIONS = {
+    "channel": ChannelAttention,
+    "spatial": SpatialAttention,
+    "coordinate": CoordinateAttention,
+    "self": SelfAttention,
+}
+
+
+def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:
+    """Maps (B, K, H, W) times exp(spread z), z ~ N(0, 1) for each image, and half as much for each map.
+
+    Real defects are weaker and stronger than synthetic ones; without this the network learns the scale of the
+    latter. rng: on the CPU. [ours]
+    """
+    batch, count = maps.shape[:2]
+    image = torch.randn(batch, 1, 1, 1, generator=rng)
+    single = torch.randn(batch, count, 1, 1, generator=rng)
+    return maps * torch.exp(spread * (image + single / 2)).to(maps.device)
+
+
+def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Seven batches in ten: one random square of maps (B, K, H, W) and mask (B, H, W), enlarged up to `most`
+    times to the full size.
+
+    Real defects can be far larger than the synthetic ones; their maps then look like enlarged ones.
+    rng: on the CPU. [ours]
+    """
+    side, chance = maps.shape[-1], torch.rand(4, generator=rng).tolist()
+    crop = round(side / most + chance[1] * (side - side / most))
+    if chance[0] > 0.7 or crop >= side:
+        return maps, mask
+    top, left = (int(c * (side - crop + 1)) for c in chance[2:])
+    both = torch.cat((maps, mask[:, None].to(maps.dtype)), dim=1)[..., top : top + crop, left : left + crop]
+    both = nn.functional.interpolate(both, (side, side), mode="bilinear", align_corners=False)
+    return both[:, :-1], both[:, -1]
+
+
+class SegmentationNetwork(nn.Module):
+    """MSN. forward: detached maps (B, K, H, W) in [0, 2] -> FusionOutput.
+
+    Untrained it is the plain sum: every attention weight is 1, the head adds 0, so that the fused map begins
+    as an increasing function of the summed maps and training can only re-weight and correct it. [ours]
+    """
+
+    def __init__(
+        self, maps: int = 6, width: int = 16, perceptions=(1, 2, 4), attentions=tuple(ATTENTIONS)[:3]
+    ):
+        super().__init__()
+        channels = width * len(perceptions)
+        self.perceptions = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(maps, width, 3, padding=d, dilation=d), nn.ReLU(inplace=True))
+            for d in perceptions
+        )
+        self.attentions = nn.ModuleDict({name: ATTENTIONS[name](channels) for name in attentions})
+        self.reweight = nn.Conv2d(channels, maps, 1)
+        self.head = nn.Sequential(
+            nn.Conv2d(channels + maps, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, 1, 1)
+        )
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.bias = nn.Parameter(torch.tensor(-3.0))
+        for last in (self.reweight, self.head[-1]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, maps: Tensor) -> FusionOutput:
+        seen = torch.cat([perceive(maps) for perceive in self.perceptions], dim=1)  # B, P W, H, W
+        for attention in self.attentions.values():
+            seen = seen + seen * attention(seen)
+        weights = 1 + torch.tanh(self.reweight(seen))  # B, K, H, W
+        weighted = weights * maps
+        correction = self.head(torch.cat((seen, weighted), dim=1))[:, 0]
+        return FusionOutput(self.gain * weighted.sum(1) + self.bias + correction, weights)

@@ -1,0 +1,181 @@
+"""The student of DMDD: a decoder (or encoder) whose features are decoupled at every scale.
+
+The dual-branch decoupling is the paper's [paper]; that a 1x1 convolution widens C to 2C channels which are
+then split in halves is a summary's [summary]; the reverse-distillation decoder around it is the one that
+the same authors' published code uses [authors], here sized from any teacher [ours].
+
+Legend: B images, C_k channels, H_k x W_k pixels of scale k (strides 4, 8, 16).
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from .teacher import FeatureInfo, feature_indices, resolve_teacher
+
+
+class StudentOutput(NamedTuple):
+    """Per scale, from fine to coarse: two features of the teacher's own shape (B, C_k, H_k, W_k)."""
+
+    normality: tuple[Tensor, ...]
+    abnormality: tuple[Tensor, ...]
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, relu: bool = True):
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """A ResNet block, basic or (wide) bottleneck, that keeps, halves or doubles the resolution.
+
+    forward: (B, inputs, H, W) -> (B, outputs, H', W') with H' = H / 2, H or 2 H.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1, wide: bool = False):
+        super().__init__()
+        middle = outputs // 2 if wide else outputs
+        first = conv_norm(inputs, middle, 1) if wide else nn.Identity()
+        second = self._resize(middle if wide else inputs, middle, scale)
+        last = conv_norm(middle, outputs, 1 if wide else 3, relu=False)
+        self.body = nn.Sequential(first, second, last)
+        self.skip = (
+            nn.Identity() if (inputs, scale) == (outputs, 1) else self._shortcut(inputs, outputs, scale)
+        )
+
+    @staticmethod
+    def _resize(inputs, outputs, scale):
+        if scale == 2:
+            up = nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False)
+            return nn.Sequential(up, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+        return conv_norm(inputs, outputs, 3, 2 if scale == 0.5 else 1)
+
+    @staticmethod
+    def _shortcut(inputs, outputs, scale):
+        if scale == 2:
+            up = nn.ConvTranspose2d(inputs, outputs, 2, 2, bias=False)
+            return nn.Sequential(up, nn.BatchNorm2d(outputs))
+        return conv_norm(inputs, outputs, 1, 2 if scale == 0.5 else 1, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+def stage(inputs: int, outputs: int, blocks: int, scale: float, wide: bool) -> nn.Sequential:
+    """One block that changes the resolution, then `blocks` - 1 that keep it."""
+    first = ResidualBlock(inputs, outputs, scale, wide)
+    return nn.Sequential(first, *(ResidualBlock(outputs, outputs, 1, wide) for _ in range(blocks - 1)))
+
+
+class Bottleneck(nn.Module):
+    """RD4AD's multi-scale feature fusion and one-class embedding. [authors]
+
+    forward: features (B, C_k, H_k, W_k), k = 1, 2, 3 -> embedding (B, 2 C_3, H_3 / 2, W_3 / 2): too small to
+    carry what was not in the training images.
+    """
+
+    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], wide: bool):
+        super().__init__()
+        self.down = nn.ModuleList()
+        for k in range(len(channels)):
+            sizes = (channels[k], *widths[k + 1 :])
+            steps = [conv_norm(a, b, 3, 2) for a, b in pairwise(sizes)]
+            self.down.append(nn.Sequential(*steps))
+        fused = sum(widths[-1] for _ in channels[:-1]) + channels[-1]
+        self.embed = stage(fused, 2 * widths[-1], 3, 0.5, wide)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        aligned = [down(f) for down, f in zip(self.down, features, strict=True)]
+        return self.embed(torch.cat(aligned, dim=1))  # B, 2 C_3, H_3 / 2, W_3 / 2
+
+
+class Decoupling(nn.Module):
+    """A 1x1 convolution from the student's to twice the teacher's channels, split in halves. [summary]
+
+    forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
+    capacity. Batch norm, and ReLU where the teacher is rectified, are ours.
+    """
+
+    def __init__(self, width: int, channels: int, rectified: bool, norm_relu: bool):
+        super().__init__()
+        layers = [nn.Conv2d(width, 2 * channels, 1, bias=not norm_relu)]
+        if norm_relu:
+            layers += [nn.BatchNorm2d(2 * channels)] + [nn.ReLU()] * rectified
+        self.expand = nn.Sequential(*layers)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        normality, abnormality = self.expand(feature).chunk(2, dim=1)
+        return normality, abnormality
+
+
+class DecoderStudent(nn.Module):
+    """Reverse distillation: the teacher's features in, squeezed, and decoded from coarse to fine. [authors]
+
+    forward: images (unused), teacher features -> StudentOutput. Each stage hands on its *unsplit* feature,
+    and is at least `width` channels wide [ours].
+    """
+
+    def __init__(self, info: FeatureInfo, blocks=(2, 2, 2), width: int = 64, norm_relu: bool = True):
+        super().__init__()
+        widths = tuple(max(c, width) for c in info.channels)
+        wide = is_wide(info)
+        self.bottleneck = Bottleneck(info.channels, widths, wide)
+        inputs = (2 * widths[2], widths[2], widths[1])
+        coarse_to_fine = zip(inputs, reversed(widths), blocks, strict=True)
+        self.stages = nn.ModuleList(stage(i, o, n, 2, wide) for i, o, n in coarse_to_fine)
+        self.decouple = _decouplings(widths, info, norm_relu)
+
+    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
+        hidden, unsplit = self.bottleneck(features), []
+        for decode in self.stages:
+            hidden = decode(hidden)  # doubles H, W
+            unsplit.append(hidden)
+        return _decouple(self.decouple, reversed(unsplit))
+
+
+class EncoderStudent(nn.Module):
+    """A student of the teacher's own structure, as the abstract's criticism of structural differences
+    suggests [ours]: the image in, one untrained copy of the teacher, the same decoupling.
+
+    forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
+    """
+
+    def __init__(self, info: FeatureInfo, name: str, options: dict | None = None, norm_relu: bool = True):
+        super().__init__()
+        name, options, _ = resolve_teacher(name, options)
+        options = {k: v for k, v in options.items() if k not in ("mean", "std")}
+        options.setdefault("out_indices", feature_indices(name))
+        self.network = timm.create_model(name, pretrained=False, features_only=True, **options)
+        self.decouple = _decouplings(info.channels, info, norm_relu)
+
+    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
+        return _decouple(self.decouple, self.network(2 * images - 1))
+
+
+def is_wide(info: FeatureInfo) -> bool:
+    """Whether the teacher's own blocks are (wide) bottlenecks, to be mirrored, as a ResNet-50's are."""
+    return info.channels[0] >= 256
+
+
+def _decouplings(widths, info: FeatureInfo, norm_relu: bool) -> nn.ModuleList:
+    sizes = zip(widths, info.channels, info.rectified, strict=True)
+    return nn.ModuleList(Decoupling(w, c, r, norm_relu) for w, c, r in sizes)
+
+
+def _decouple(branches: nn.ModuleList, hidden) -> StudentOutput:
+    pairs = [branch(h) for branch, h in zip(branches, hidden, strict=True)]
+    return StudentOutput(tuple(n for n, _ in pairs), tuple(a for _, a in pairs))
+
+
+def build_student(config, info: FeatureInfo) -> nn.Module:
+    """The student that `config.student` names, for a teacher with these features; standardised ones are
+    signed, whatever the network gives."""
+    if config.standardise:
+        info = info._replace(rectified=(False,) * len(info.channels))
+    if config.student == "encoder":
+        return EncoderStudent(info, config.teacher, config.teacher_options, config.student_norm_relu)
+    blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
+    return DecoderStudent(info, blocks, config.student_width, config.student_norm_relu)

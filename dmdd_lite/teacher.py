@@ -1,0 +1,245 @@
+"""The frozen teacher: any timm model with feature extraction, cut at strides 4, 8 and 16.
+
+Following RD4AD and the same authors' published code, the default is an ImageNet WideResNet-50-2 of which
+layers 1 to 3 are used [authors]. Loading by name, from a file or at random is ours.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+STRIDES = (4, 8, 16)
+
+#: The teacher that ships with the package, trained by tools/train_embedded_teacher.py on procedural pictures.
+EMBEDDED = {
+    "name": "resnet18",
+    "options": {"channels": (32, 64, 128, 256)},
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+    "file": "embedded_teacher.safetensors",
+}
+
+
+class TeacherError(RuntimeError):
+    """The teacher cannot be built; the message names the remedies."""
+
+
+class FeatureInfo(NamedTuple):
+    """What a student must know of its teacher: per scale the channels, the stride, and whether >= 0."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    rectified: tuple[bool, ...]
+
+
+class Teacher(nn.Module):
+    """Frozen feature extractor: no gradients, and evaluation mode whatever `.train()` is told.
+
+    forward: images (B, 3, H, W), RGB in [0, 1] -> three features (B, C_k, H / s_k, W / s_k), s = 4, 8, 16.
+    The normalisation with mean and std happens inside; so does `standardise`, once it was called.
+    """
+
+    def __init__(self, network: nn.Module, mean, std):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+        self.eval()
+        with torch.no_grad():
+            probe = network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        self.info = FeatureInfo(
+            tuple(f.shape[1] for f in probe),
+            tuple(64 // f.shape[-1] for f in probe),
+            tuple(bool((f >= 0).all()) for f in probe),
+        )
+        for k, channels in enumerate(self.info.channels):  # the identity, until `standardise`
+            self.register_buffer(f"feature_mean_{k}", torch.zeros(1, channels, 1, 1))
+            self.register_buffer(f"feature_std_{k}", torch.ones(1, channels, 1, 1))
+
+    def train(self, mode: bool = True):
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        features = self.network((images - self.mean) / self.std)
+        return tuple((f - m) / s for f, (m, s) in zip(features, self._statistics(), strict=True))
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        scales = range(len(self.info.channels))
+        return [(getattr(self, f"feature_mean_{k}"), getattr(self, f"feature_std_{k}")) for k in scales]
+
+    @torch.no_grad()
+    def standardise(self, images: Tensor, batch: int = 8) -> "Teacher":
+        """From now on every channel has mean 0 and variance 1 over these images, uint8 (N, 3, H, W). [ours]
+
+        Rectified features share a large positive part, so that the cosine of any two is near 1 and hardly
+        tells normal from anomalous; centred ones do not. The network itself stays as it is.
+        """
+        statistics = self._statistics()
+        moments = [torch.zeros(2, m.shape[1], dtype=torch.float64, device=m.device) for m, _ in statistics]
+        for part in images.split(batch):
+            features = self(part.to(self.mean.device).float() / 255)
+            for feature, moment in zip(features, moments, strict=True):
+                pixels = feature.transpose(0, 1).flatten(1).double()  # C, B H W
+                share = len(part) / len(images)
+                moment += share * torch.stack((pixels.mean(1), pixels.square().mean(1)))
+        for (mean, std), moment in zip(statistics, moments, strict=True):
+            centre, square = moment[:, None, :, None, None]  # 1, C, 1, 1 each
+            spread = (square - centre.square()).clamp(min=0).sqrt()
+            spread = spread + 0.01 * spread.mean()  # a channel that is constant on good images stays quiet
+            mean.add_((std * centre).float())
+            std.mul_(spread.float())
+        return self
+
+
+def build_teacher(name: str, weights: str = "", options: dict | None = None, seed: int = 0) -> Teacher:
+    """The teacher `name` of timm, with ImageNet weights from the hub (weights = ""), from a local file, or
+    untrained (weights = "random", then seeded and with batch-norm statistics measured on noise); or
+    'embedded', the small network that ships with this package.
+
+    options: passed to timm.create_model; `mean` and `std` (three numbers each) override timm's data config,
+    `out_indices` the automatic choice of the features with strides 4, 8, 16.
+    Raises TeacherError for an unknown model, weights that cannot be had or belong to another network, or
+    features of other strides; ValueError for an option that timm does not take.
+    """
+    name, options, weights = resolve_teacher(name, options, weights)
+    mean, std = options.pop("mean", None), options.pop("std", None)
+    options.setdefault("out_indices", feature_indices(name))
+    source = {"pretrained": not weights}
+    if weights and weights != "random":
+        overlay = {"state_dict": read_weights(name, weights, options)}
+        source = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _create(name, weights, {**options, **source})
+    config = timm.data.resolve_data_config(model=network)
+    for key, value in (("mean", mean), ("std", std)):
+        if value is not None and (not hasattr(value, "__len__") or len(value) != 3):
+            raise ValueError(f"teacher_options[{key!r}] must be three numbers (R, G, B), got {value!r}")
+    if weights == "random":
+        _calibrate_batch_norm(network, seed)
+    teacher = Teacher(network, mean or config["mean"], std or config["std"])
+    if teacher.info.strides != STRIDES:
+        raise TeacherError(
+            f"teacher {name!r} gives features of strides {teacher.info.strides}, DMDD needs {STRIDES}; "
+            "choose other out_indices in teacher_options or a convolutional teacher such as resnet18"
+        )
+    return teacher
+
+
+def empty_teacher(name: str, options: dict | None = None) -> Teacher:
+    """The same network without weights, for a state that is loaded afterwards. No network access."""
+    return build_teacher(name, "random", options)
+
+
+def feature_indices(name: str) -> tuple[int, ...]:
+    """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if it has none such."""
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
+        raise TeacherError(f"timm has no model {name!r}; near it: {', '.join(close) or 'none'}")
+    try:
+        with torch.device("meta"):
+            reductions = list(timm.create_model(name, features_only=True).feature_info.reduction())
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        raise TeacherError(f"timm model {name!r} has no feature extraction: {error}") from error
+    if not set(STRIDES) <= set(reductions):
+        raise TeacherError(
+            f"teacher {name!r} has features of strides {reductions}, DMDD needs {STRIDES}; "
+            "choose a convolutional network such as resnet18, wide_resnet50_2 or mobilenetv2_100"
+        )
+    return tuple(reductions.index(stride) for stride in STRIDES)
+
+
+def resolve_teacher(name: str, options: dict | None = None, weights: str = "") -> tuple[str, dict, str]:
+    """timm's name, options and weights file: for 'embedded' those of this package, else as given."""
+    if name != "embedded":
+        return name, dict(options or {}), weights
+    own = {**EMBEDDED["options"], "mean": EMBEDDED["mean"], "std": EMBEDDED["std"]}
+    return (
+        EMBEDDED["name"],
+        {**own, **(options or {})},
+        weights or str(Path(__file__).parent / EMBEDDED["file"]),
+    )
+
+
+def read_weights(name: str, path: str | Path, options: dict | None = None) -> dict[str, Tensor]:
+    """A local weights file in timm's naming, checked against the network. Nothing is unpickled as code.
+
+    Raises TeacherError if the file is missing, unreadable, or of another network (the keys are named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TeacherError(f"teacher weights {path} do not exist; give a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state.get("model", state))
+    except (OSError, ValueError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
+        raise TeacherError(f"teacher weights {path} cannot be read: {error}") from error
+    except Exception as error:  # pickle's own errors: a file that wants to run code is refused here
+        raise TeacherError(
+            f"teacher weights {path} are not plain tensors and were not opened: {type(error).__name__}"
+        ) from error
+    with torch.device("meta"):
+        needed = timm.create_model(name, pretrained=False, features_only=True, **(options or {})).state_dict()
+    names = {key.replace(".", "_") for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
+    state = {key: tensor.float() for key, tensor in state.items() if key.replace(".", "_") in names}
+    _check_keys(name, path, state, needed)
+    return state
+
+
+def _check_keys(name, path, state, needed):
+    """timm loads features leniently, so a wrong file would pass in silence: compare it key by key."""
+    found = {key.replace(".", "_"): tensor.shape for key, tensor in state.items()}
+    wanted = {k: v.shape for k, v in needed.items() if not k.endswith("num_batches_tracked")}
+    missing = [k for k in wanted if k.replace(".", "_") not in found]
+    shapes = [k for k in wanted if k not in missing and found[k.replace(".", "_")] != wanted[k]]
+    if missing or shapes:
+        what = f"misses {len(missing)} of its {len(wanted)} tensors" if missing else "has other shapes"
+        raise TeacherError(
+            f"teacher weights {path} do not belong to {name!r}: the file {what} "
+            f"(first: {(missing + shapes)[0]}). Give the file's own network as teacher, "
+            "or a file saved from this timm model."
+        )
+
+
+def _create(name: str, weights: str, options: dict) -> nn.Module:
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except TypeError as error:
+        raise ValueError(f"teacher_options not taken by timm's {name!r}: {error}") from error
+    except Exception as error:
+        if weights:
+            raise TeacherError(f"timm cannot build {name!r}: {error}") from error
+        raise TeacherError(
+            f"The ImageNet weights of {name!r} could not be had from the Hugging Face hub "
+            f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "
+            "or pass teacher_weights='/path/to/weights.safetensors' (download timm/" + name + " elsewhere); "
+            "or teacher_weights='random' to try the code without any (worse maps)."
+        ) from error
+
+
+@torch.no_grad()
+def _calibrate_batch_norm(network: nn.Module, seed: int):
+    """Fresh batch-norm statistics (mean 0, variance 1) leave deep random features nearly constant; those
+    of smooth coloured noise give every channel a spread. [ours]"""
+    rng = torch.Generator().manual_seed(seed)
+    images = sum(
+        nn.functional.interpolate(
+            torch.randn(16, 3, size, size, generator=rng), (128, 128), mode="bilinear", align_corners=False
+        )
+        for size in (4, 16, 64)
+    )
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    network.train()(images)
+    network.eval()

@@ -1,0 +1,55 @@
+"""The configuration refuses what is out of range, and README.md lists it as it is."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from dmdd_lite.config import LABELS, Config, differences, provenance_table
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("image_size", 100, "multiple of 32, got 100; try 96"),
+        ("image_size", 32, "at least 64"),
+        ("iterations", 0, "iterations must be at least 1, got 0"),
+        ("batch_size", -1, "at least 1"),
+        ("aim_weight", float("nan"), "aim_weight must be at least 0"),
+        ("learning_rate", float("inf"), "finite"),
+        ("student", "transformer", "of 'decoder', 'encoder', got 'transformer'"),
+        ("fusion_attention", ("channel", "psychic"), "of 'channel'"),
+        ("opacity", (0.9, 0.2), "increasing pair"),
+        ("perlin_scales", (3, 3), "perlin_scales"),
+        ("holdout", 0.9, "at most 0.5"),
+    ],
+)
+def test_values_out_of_range_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{field: value})
+
+
+@pytest.mark.parametrize("field, value", [("iterations", 1.5), ("iterations", True), ("teacher", None)])
+def test_values_of_another_type_are_named(field, value):
+    with pytest.raises(TypeError, match=f"{field} must be"):
+        Config(**{field: value})
+
+
+def test_json_round_trip_and_unknown_fields():
+    config = Config(aim_weight=2, opacity=(0.1, 0.5), teacher_options={"mean": [0.5] * 3})
+    assert Config.from_dict(config.to_dict()) == config
+    assert differences(config, config.replace(seed=3)) == ["seed: 0 -> 3"]
+    with pytest.raises(ValueError, match="unknown configuration field lambda_"):
+        Config.from_dict({**config.to_dict(), "lambda_": 1})
+
+
+def test_every_field_is_documented_with_its_origin():
+    for item in dataclasses.fields(Config):
+        assert item.metadata["label"] in LABELS, item.name
+        assert len(item.metadata["text"]) > 15, item.name
+
+
+def test_readme_holds_the_provenance_table_of_the_code():
+    assert provenance_table() in README.read_text(encoding="utf-8")

@@ -1,0 +1,160 @@
+"""The detector: every kind of input, what is saved, and files that do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_config, tree
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dmdd_lite.data import DataError, open_category
+from dmdd_lite.detector import Detector, DetectorError, Prediction, overlay
+from dmdd_lite.model import build_model
+from dmdd_lite.samples import write_samples
+from dmdd_lite.teacher import build_teacher
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two good and a few defective images of 80 px."""
+    root = tmp_path_factory.mktemp("samples")
+    return write_samples(root, "lever", size=80, train=2, good=2, per_defect=1)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    config = tiny_config()
+    return Detector(build_model(config, build_teacher("test_resnet", "random")), threshold=0.125)
+
+
+@pytest.fixture
+def saved(detector, tmp_path):
+    return detector.save(tmp_path / "saved")
+
+
+def assert_same(a: Prediction, b: Prediction):
+    assert a.score == pytest.approx(b.score, abs=1e-6)
+    np.testing.assert_allclose(a.fused, b.fused, atol=1e-6)
+
+
+def test_path_pil_array_and_list_agree(detector, folder):
+    path = folder / "test/good/000.png"
+    image = Image.open(path).convert("RGB")
+    one = detector.predict(path)
+    assert isinstance(one, Prediction)
+    assert one.path == path
+    assert one.fused.shape == (80, 80)
+    for source in (str(path), image, np.asarray(image), np.float64(np.asarray(image)) / 255):
+        assert_same(detector.predict(source), one)
+    assert_same(detector.predict([image, path])[1], one)
+
+
+def test_folder_in_order_and_batch_size_changes_nothing(detector, folder):
+    found = detector.predict(folder / "test", batch_size=3)
+    paths = sorted((folder / "test").rglob("*.png"))
+    assert [p.path for p in found] == paths
+    for prediction, path in zip(found, paths, strict=True):
+        assert_same(prediction, detector.predict(path))
+
+
+def test_stream_holds_a_batch_at_a_time(detector, folder, monkeypatch):
+    calls = []
+    maps = detector.maps
+    monkeypatch.setattr(detector, "maps", lambda batch: calls.append(len(batch)) or maps(batch))
+    stream = detector.stream(sorted((folder / "test").rglob("*.png")), batch_size=2)
+    next(stream)
+    assert calls == [2]
+
+
+def test_score_is_the_maximum_of_the_smoothed_map_and_decides(detector, folder):
+    image = np.asarray(Image.open(folder / "test/good/000.png").resize((64, 64)))
+    prediction = detector.predict(image)
+    assert prediction.score == pytest.approx(prediction.fused.max(), abs=1e-6)
+    assert prediction.is_anomalous == (prediction.score > 0.125)
+
+
+def test_threshold_calls_no_held_out_good_image_anomalous(folder):
+    model = build_model(tiny_config(), build_teacher("test_resnet", "random"))
+    from dmdd_lite.images import load_images
+
+    held_out = load_images(sorted((folder / "test").rglob("*.png")), 64, None)
+    detector = Detector.calibrated(model, held_out)
+    scores = [detector.predict(image.permute(1, 2, 0).numpy()).score for image in held_out]
+    assert detector.threshold == pytest.approx(max(scores), abs=1e-6)
+    half = Detector.calibrated(build_model(tiny_config(threshold_quantile=0.5), model.teacher), held_out)
+    assert half.threshold == pytest.approx(np.median(scores), abs=1e-6)
+
+
+def test_saved_and_loaded_predicts_the_same_without_the_hub(detector, saved, folder, monkeypatch):
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", None)
+    loaded = Detector.load(saved, "cpu")
+    assert loaded.threshold == 0.125
+    assert loaded.config == detector.config
+    assert sorted(tree(saved)) == ["config.json", "model.safetensors"]
+    for a, b in zip(loaded.predict(folder / "test"), detector.predict(folder / "test"), strict=True):
+        assert a.score == b.score
+        assert np.array_equal(a.fused, b.fused)
+
+
+def break_weights(folder, change):
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f: break_weights(f, lambda s: s.pop("fusion.gain")), "1 tensors are missing.*fusion.gain"),
+        (lambda f: break_weights(f, lambda s: s.update(extra=torch.ones(2))), "extra"),
+        (lambda f: break_weights(f, lambda s: s.update({"fusion.gain": torch.ones(3)})), "another shape"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"pickle?"), "cannot be read"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
+        (
+            lambda f: (f / "config.json").write_text(json.dumps({"config": {"new": 1}, "threshold": 1})),
+            "field new",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_are_named(saved, spoil, message):
+    spoil(saved)
+    with pytest.raises(DetectorError, match=message):
+        Detector.load(saved, "cpu")
+
+
+def test_wrong_folders_and_files(detector, tmp_path):
+    with pytest.raises(DetectorError, match="is no folder"):
+        Detector.load(tmp_path / "none")
+    with pytest.raises(DataError, match="no images"):
+        detector.predict(tmp_path)
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.png: unreadable"):
+        detector.predict(tmp_path / "text.png")
+
+
+def test_save_is_atomic(detector, saved, monkeypatch):
+    before = tree(saved)
+    monkeypatch.setattr("dmdd_lite.detector.save_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.save(saved)
+    assert tree(saved) == before
+
+
+def test_overlay_has_the_size_of_the_image(detector, folder):
+    path = folder / "test/good/000.png"
+    picture = overlay(path, detector.predict(path))
+    assert picture.size == (80, 80)
+    assert np.abs(np.int16(picture) - np.int16(Image.open(path).convert("RGB"))).max() > 0
+
+
+def test_category_images_are_what_predict_sees(detector, folder):
+    """Evaluation and prediction read and resize alike."""
+    from dmdd_lite.evaluation import evaluate
+
+    category = open_category(folder.parent, "lever")
+    scored = evaluate(detector, category, progress=False)
+    for test, score in zip(category.test, scored.scores["fused"], strict=True):
+        assert detector.predict(test.path).score == pytest.approx(score, abs=1e-5)

@@ -1,0 +1,150 @@
+"""Student, fusion and the whole: shapes from any teacher, the frozen teacher, where fusion begins."""
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_config
+from scipy import ndimage
+
+from dmdd_lite.fusion import ATTENTIONS, SegmentationNetwork, jitter_maps, zoom_maps
+from dmdd_lite.losses import aim_loss, ngm_loss
+from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, smooth
+from dmdd_lite.student import DecoderStudent, Decoupling
+from dmdd_lite.teacher import FeatureInfo, build_teacher
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return build_teacher("test_resnet", "random")
+
+
+@pytest.mark.parametrize("channels", [(24, 32, 96), (64, 128, 256), (256, 512, 1024)])
+def test_decoder_takes_its_sizes_from_the_teacher(channels):
+    student = DecoderStudent(FeatureInfo(channels, (4, 8, 16), (True,) * 3), blocks=(1, 1, 1), width=16)
+    sizes = [(1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16), strict=True)]
+    output = student.eval()(None, tuple(torch.rand(size) for size in sizes))
+    for branch in output:
+        assert [tuple(f.shape) for f in branch] == sizes
+
+
+@pytest.mark.parametrize("student", ["decoder", "encoder"])
+def test_output_is_the_same_type_in_training_and_evaluation(teacher, student):
+    model = build_model(tiny_config(student=student), teacher)
+    images = torch.rand(2, 3, 64, 64)
+    for output in (model.train()(images), model.eval()(images)):
+        assert output.fused.shape == (2, 16, 16)
+        assert output.weights.shape == (2, 6, 16, 16)
+        for maps in (output.normality, output.abnormality):
+            assert [tuple(m.shape) for m in maps] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
+            assert all(m.min() >= 0 and m.max() <= 2 for m in maps)
+
+
+def test_decoupling_halves_have_equal_capacity_and_are_independent():
+    split = Decoupling(8, 5, rectified=False, norm_relu=False)
+    x = torch.rand(1, 8, 4, 4)
+    weight, bias = split.expand[0].weight[:, :, 0, 0], split.expand[0].bias
+    expected = torch.einsum("oc,bchw->bohw", weight, x) + bias[:, None, None]
+    normality, abnormality = split(x)
+    torch.testing.assert_close(torch.cat((normality, abnormality), 1), expected)
+    assert normality.shape == abnormality.shape == (1, 5, 4, 4)
+
+
+def test_rectified_where_the_teacher_is():
+    x = torch.randn(2, 8, 4, 4)
+    assert min(half.min() for half in Decoupling(8, 5, True, True)(x)) >= 0
+    assert min(half.min() for half in Decoupling(8, 5, False, True)(x)) < 0
+
+
+def test_a_step_trains_student_and_never_teacher(teacher):
+    model = build_model(tiny_config(), teacher).train()
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    images = torch.rand(2, 3, 64, 64)
+    features = model.teacher(images)
+    output = model.student(images, features)
+    loss = ngm_loss(output.normality, features) + aim_loss(
+        output.abnormality, features, torch.ones(2, 64, 64)
+    )
+    loss.backward()
+    optimizer.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.parameters())
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items())
+
+
+def test_fusion_never_trains_the_student(teacher):
+    model = build_model(tiny_config(), teacher).train()
+    model(torch.rand(2, 3, 64, 64)).fused.sum().backward()
+    assert all(p.grad is None for p in model.student.parameters())
+    assert any(p.grad is not None for p in model.fusion.parameters())
+
+
+@pytest.mark.parametrize("attention", [(), *((name,) for name in ATTENTIONS), tuple(ATTENTIONS)])
+def test_untrained_fusion_is_an_increasing_function_of_the_sum(attention):
+    network = SegmentationNetwork(attentions=attention)
+    maps = torch.rand(3, 6, 16, 16) * 2
+    output = network(maps)
+    torch.testing.assert_close(output.weights, torch.ones_like(maps))
+    total = maps.sum(1)
+    torch.testing.assert_close(output.logits, network.gain * total + network.bias)
+    assert torch.equal(output.fused, output.logits.sigmoid())
+
+
+@pytest.mark.parametrize("attention", list(ATTENTIONS))
+def test_every_attention_learns(attention):
+    network = SegmentationNetwork(attentions=(attention,))
+    torch.nn.init.normal_(network.reweight.weight)
+    network(torch.rand(2, 6, 16, 16)).weights.square().sum().backward()
+    grads = [p.grad for p in network.attentions.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in grads)
+    assert sum(g.abs().sum() for g in grads) > 0
+
+
+def test_full_size_maps_are_what_they_say(teacher):
+    config = tiny_config(smoothing_sigma=0.0)
+    model = build_model(config, teacher).eval()
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 64, 64))
+    maps = full_size_maps(output, config)
+    assert tuple(maps) == MAP_NAMES
+    up = [torch.nn.functional.interpolate(m[:, None], (64, 64), mode="bilinear") for m in output.normality]
+    torch.testing.assert_close(maps["normality"], sum(up)[:, 0])
+    torch.testing.assert_close(maps["sum"], maps["normality"] + maps["abnormality"])
+
+
+def test_smoothing_equals_scipy():
+    maps = torch.rand(2, 64, 64)
+    expected = np.stack([ndimage.gaussian_filter(m, 4, mode="mirror", truncate=4) for m in maps.numpy()])
+    np.testing.assert_allclose(smooth(maps, 4.0).numpy(), expected, atol=1e-5)
+    assert smooth(maps, 0) is maps
+
+
+def test_image_scores():
+    maps = torch.arange(2 * 16.0).reshape(2, 4, 4)
+    assert image_scores(maps, tiny_config()).tolist() == [15, 31]
+    assert image_scores(maps, tiny_config(score_rule="top", score_top=2)).tolist() == [14.5, 30.5]
+    everything = image_scores(maps, tiny_config(score_rule="top", score_top=999))
+    torch.testing.assert_close(everything, maps.mean((1, 2)))
+
+
+def test_same_seed_same_network(teacher):
+    a, b, c = (build_model(tiny_config(seed=s), teacher).state_dict() for s in (0, 0, 1))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_jitter_scales_each_map_and_zoom_enlarges_maps_and_mask_alike():
+    maps = torch.rand(3, 6, 16, 16) + 0.1
+    jittered = jitter_maps(maps, 0.5, torch.Generator().manual_seed(0))
+    factors = jittered / maps
+    torch.testing.assert_close(factors, factors[..., :1, :1].expand_as(factors))
+    assert factors.flatten().unique().numel() >= 18
+    assert torch.equal(jitter_maps(maps, 0.0, torch.Generator()), maps)
+    rng = torch.Generator().manual_seed(0)
+    kept = 0
+    for _ in range(40):
+        both, mask = zoom_maps(maps, maps[:, 0], 3.0, rng)
+        assert both.shape == maps.shape
+        torch.testing.assert_close(both[:, 0], mask)  # the same square of both
+        kept += torch.equal(both, maps)
+    assert 4 <= kept <= 22
+    assert torch.equal(zoom_maps(maps, maps[:, 0], 1.0, rng)[0], maps)

@@ -1,0 +1,243 @@
+"""Training: resumed runs, atomic checkpoints, clear stops, the frozen teacher, an unopened test split."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pandas as pd
+import pytest
+import torch
+from builders import tiny_config
+
+from dmdd_lite import training
+from dmdd_lite.data import DataError
+from dmdd_lite.model import build_model
+from dmdd_lite.samples import write_samples
+from dmdd_lite.synthesis import step_generator
+from dmdd_lite.teacher import TeacherError, build_teacher
+from dmdd_lite.training import PairSource, Trainer, TrainingError, learning_rate_factor, train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("samples")
+    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
+    return root
+
+
+@pytest.fixture
+def only_train(root, tmp_path):
+    """The same category with nothing but train/good."""
+    shutil.copytree(root / "lever" / "train", tmp_path / "only" / "lever" / "train")
+    return tmp_path / "only"
+
+
+def weights(detector):
+    return detector.model.state_dict()
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def make_trainer(root, config):
+    teacher = build_teacher(config.teacher, config.teacher_weights)
+    data = training.load_training_data(config, root, "lever", progress=False)
+    return Trainer(config, build_model(config, teacher), data)
+
+
+def test_the_training_call_never_opens_the_test_split(only_train):
+    result = train(tiny_config(), only_train, "lever", device="cpu", progress=False)
+    assert list(result.history["iteration"]) == list(range(6))
+    assert result.history["msn"].isna().tolist() == [True, True, False, False, False, False]
+    assert result.history[["ngm", "aim"]].notna().all(axis=None)
+    assert result.pairs_per_second > 0
+
+
+def test_same_seed_same_weights(root):
+    same = [train(tiny_config(seed=s), root, "lever", device="cpu", progress=False) for s in (0, 0, 1)]
+    assert_same_weights(weights(same[0].detector), weights(same[1].detector))
+    assert same[0].detector.threshold == same[1].detector.threshold
+    fc = [w for w in weights(same[2].detector) if w.startswith("student") and w.endswith("weight")]
+    assert any(not torch.equal(weights(same[0].detector)[k], weights(same[2].detector)[k]) for k in fc)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_resumed_equals_uninterrupted(root, tmp_path, monkeypatch, stop):
+    whole = train(tiny_config(), root, "lever", device="cpu", progress=False)
+    steps = Trainer.step
+
+    def interrupted(self):
+        if self.iteration == stop:
+            raise KeyboardInterrupt
+        return steps(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), root, "lever", "", tmp_path, "cpu", checkpoint_every=1, progress=False)
+    monkeypatch.setattr(Trainer, "step", steps)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == stop
+    resumed = train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
+    assert_same_weights(weights(whole.detector), weights(resumed.detector))
+    pd.testing.assert_frame_equal(whole.history, resumed.history)
+
+
+def test_checkpoint_killed_in_the_middle_of_writing_leaves_the_previous_one(root, tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal, sys, torch
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from builders import tiny_config
+        from dmdd_lite.training import train
+        save, calls = torch.save, []
+        def dying(state, path):
+            calls.append(path)
+            save(state, path)
+            if len(calls) == 3:
+                os.truncate(path, os.path.getsize(path) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        torch.save = dying
+        torch.set_num_threads({torch.get_num_threads()})
+        train(tiny_config(), {str(root)!r}, "lever", "", {str(tmp_path)!r}, "cpu", 1, False)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 2
+    resumed = train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
+    whole = train(tiny_config(), root, "lever", device="cpu", progress=False)
+    assert_same_weights(weights(whole.detector), weights(resumed.detector))
+
+
+def test_checkpoint_of_another_run_or_broken_is_refused_by_name(root, tmp_path):
+    train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: .*aim_weight: 1\.0 -> 3\.0.*delete it"):
+        train(tiny_config(iterations=2, aim_weight=3), root, "lever", "", tmp_path, "cpu", progress=False)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a usable checkpoint"):
+        train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+
+
+def test_other_training_images_are_noticed(root, only_train, tmp_path):
+    train(tiny_config(iterations=2), root, "lever", "", tmp_path / "run", "cpu", progress=False)
+    next((only_train / "lever/train/good").glob("*.png")).unlink()
+    with pytest.raises(TrainingError, match="images differ"):
+        train(tiny_config(iterations=2), only_train, "lever", "", tmp_path / "run", "cpu", progress=False)
+
+
+def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
+    real = training.ngm_loss
+    calls = []
+
+    def broken(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) > 6 else 1)
+
+    monkeypatch.setattr(training, "ngm_loss", broken)
+    with pytest.raises(TrainingError, match=r"L_NGM is nan at iteration 3: lower learning_rate"):
+        train(tiny_config(), root, "lever", "", tmp_path, "cpu", checkpoint_every=1, progress=False)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["iteration"] == 3
+    assert all(v.isfinite().all() for v in state["student"].values())
+
+
+def test_teacher_parameters_and_buffers_survive_training(root):
+    config = tiny_config()
+    before = build_teacher(config.teacher, "random").network.state_dict()
+    model = train(config, root, "lever", device="cpu", progress=False).detector.model
+    assert_same_weights(before, model.teacher.network.state_dict())
+    plain = train(tiny_config(standardise=False), root, "lever", device="cpu", progress=False).detector.model
+    assert_same_weights(build_teacher(config.teacher, "random").state_dict(), plain.teacher.state_dict())
+
+
+def test_either_view_has_its_own_batch_statistics(root):
+    """The student's output for the normal view does not depend on what the anomalous view holds."""
+    trainer = make_trainer(root, tiny_config())
+    pairs = trainer.pairs.batch(0)
+    clean = pairs._replace(anomalous=pairs.normal, mask=torch.zeros_like(pairs.mask))
+    seen = []
+    trainer.model.student.register_forward_hook(lambda _, __, output: seen.append(output.normality[0]))
+    trainer.losses(pairs)
+    trainer.losses(clean)
+    torch.testing.assert_close(seen[0], seen[2])
+    assert not torch.equal(seen[1], seen[3])
+
+
+def test_every_image_once_an_epoch(root):
+    """7 images, one held out, batches of 4: any 6 consecutive places from a multiple of 6 hold each once."""
+    data = training.load_training_data(tiny_config(), root, "lever", progress=False)
+    assert (len(data.images), len(data.held_out)) == (6, 1)
+    source = PairSource(tiny_config(batch_size=4), data)
+    seen = torch.cat([(255 * source.batch(i).normal).round().byte() for i in range(3)])
+    for epoch in seen.split(6):
+        assert sorted(e.float().sum().item() for e in epoch) == sorted(
+            i.float().sum().item() for i in data.images
+        )
+
+
+def test_pairs_do_not_depend_on_what_was_made_before(root):
+    data = training.load_training_data(tiny_config(), root, "lever", progress=False)
+    source = PairSource(tiny_config(), data)
+    for i in range(3):
+        source.batch(i)
+    for a, b in zip(source.batch(5), PairSource(tiny_config(), data).batch(5), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_streams_differ_by_purpose_and_step():
+    draws = {
+        tuple(torch.rand(2, generator=step_generator(s, p, i)).tolist())
+        for s in range(2)
+        for p in ("pairs", "order")
+        for i in range(5)
+    }
+    assert len(draws) == 20
+
+
+def test_learning_rate_warms_up_then_falls_to_zero():
+    config = tiny_config(iterations=100, warmup=0.1)
+    factors = [learning_rate_factor(config, i) for i in range(100)]
+    assert factors[:11] == pytest.approx([*(k / 10 for k in range(1, 11)), 1.0])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.001
+    assert learning_rate_factor(config.replace(schedule="constant"), 99) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, category, error, message",
+    [
+        ({}, "cat", DataError, "no category named 'cat'.*lever"),
+        ({"teacher_weights": "nowhere.pth"}, "lever", TeacherError, "nowhere.pth do not exist"),
+        ({"teacher": "no_such_net"}, "lever", TeacherError, "timm has no model"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, changes, category, error, message):
+    with pytest.raises(error, match=message):
+        train(tiny_config(**changes), root, category, "", tmp_path / "run", "cpu", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_device_that_is_not_there(root):
+    with pytest.raises(ValueError, match="device 'cuda:77' is not usable here"):
+        train(tiny_config(), root, "lever", device="cuda:77", progress=False)
+
+
+@pytest.mark.slow
+def test_wide_resnet50_trains_and_predicts_at_256_px(root):
+    """The paper's size: WideResNet-50-2, 256 px, untrained weights."""
+    config = tiny_config(
+        teacher="wide_resnet50_2",
+        image_size=256,
+        iterations=2,
+        student_blocks=(),
+        fusion_start=0.5,
+        holdout=0.2,
+    )
+    result = train(config, root, "lever", device="cpu", progress=False)
+    assert result.detector.model.teacher.info.channels == (256, 512, 1024)
+    assert result.history["msn"].notna().tolist() == [False, True]
+    prediction = result.detector.predict(next((root / "lever/test/good").glob("*.png")))
+    assert prediction.fused.shape == (64, 64)
+    assert [m.shape for m in prediction.normality] == [(64, 64), (32, 32), (16, 16)]
