@@ -229,14 +229,15 @@ def add_noise(image: np.ndarray, shot: Shot, rng: np.random.Generator) -> np.nda
 def changed_pixels(flawed: np.ndarray, sound: np.ndarray) -> np.ndarray:
     """Mask (H, W) bool of the pixels that differ by more than CHANGED grey levels in some channel.
 
-    Gaps of a pixel or two are closed and specks of fewer than a 10 000th of the image dropped, so that one
-    defect is one region or few: region measures such as PRO would otherwise count every speck.
+    Gaps of up to four pixels are closed, and specks dropped that are fewer than a 10 000th of the image or a
+    tenth of the largest region, so that one defect is one region or few: region measures such as PRO would
+    otherwise count every speck.
     """
     mask = np.abs(flawed - sound).max(axis=2) > CHANGED
     square = np.ones((3, 3), dtype=bool)
-    closed = ndimage.binary_closing(np.pad(mask, 2), square)[2:-2, 2:-2]
+    closed = ndimage.binary_closing(np.pad(mask, 4), square, iterations=2)[4:-4, 4:-4]
     labels, count = ndimage.label(closed, structure=square)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
-    keep = areas >= max(3, mask.size / 10_000)
-    keep[0] = False
+    areas[0] = 0
+    keep = areas >= max(3, mask.size / 10_000, areas.max() / 10)
     return keep[labels]

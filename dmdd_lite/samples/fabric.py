@@ -116,8 +116,8 @@ def _spot(rng: np.random.Generator, reach: float) -> np.ndarray:
 
 
 def _broken_thread(rng: np.random.Generator, scene: Scene) -> Flaw:
-    """One to three neighbouring threads are missing over a stretch; the crossing ones sag there."""
-    kind, count = int(rng.integers(2)), int(rng.integers(1, 4))
+    """Two to four neighbouring threads are missing over a stretch; the crossing ones sag there."""
+    kind, count = int(rng.integers(2)), int(rng.integers(2, 5))
     first = int(rng.integers(5, THREADS - 5)) + MARGIN + 2
     ends = np.sort(rng.uniform(0.35, 0.65) + np.array([-0.5, 0.5]) * rng.uniform(0.3, 0.8)) * THREADS + MARGIN
     fray = ends[:, None] + rng.normal(0, 0.8, (2, count))
@@ -139,7 +139,7 @@ def _foreign_fibre(rng: np.random.Generator, scene: Scene) -> Flaw:
     length = rng.uniform(0.25, 0.8)
     points = random_curve(rng, _spot(rng, 0.2), rng.uniform(0, 2 * np.pi), length, rng.uniform(0.6, 3.0))
     points = np.clip(points - points.mean(axis=0) + _spot(rng, 0.3), -0.49, 0.49)
-    line = stroke(scene.n, points, rng.uniform(0.007, 0.015))
+    line = stroke(scene.n, points, rng.uniform(0.011, 0.022))
     colours = (rgb(168, 44, 40), rgb(36, 32, 30), rgb(226, 224, 216), rgb(52, 104, 62))
     colour = colours[rng.integers(len(colours))]
     return Flaw(paint=lambda layers: paint(layers, line, colour * scene.lint, 0.03, lift=0.012))
@@ -147,7 +147,7 @@ def _foreign_fibre(rng: np.random.Generator, scene: Scene) -> Flaw:
 
 def _hole(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Both systems of threads are torn: a dark gap with ragged edge and a few loose ends across it."""
-    radius = rng.uniform(0.035, 0.11)
+    radius = rng.uniform(0.045, 0.11)
     centre = _spot(rng, 2 * radius)
     x, y = grid(scene.n)
     distance = blob(rng, x, y, centre, radius, rough=0.35)
@@ -175,7 +175,7 @@ def _loose_end(rng: np.random.Generator, n: int, centre: np.ndarray, radius: flo
 
 def _snag(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Threads are pulled aside: the weave is squeezed together within a patch and opens beside it."""
-    reach = rng.uniform(0.09, 0.2)
+    reach = rng.uniform(0.13, 0.22)
     centre = _spot(rng, reach)
     x, y = grid(scene.n)
     angle = rng.uniform(0, np.pi)
@@ -183,8 +183,8 @@ def _snag(rng: np.random.Generator, scene: Scene) -> Flaw:
     c, s = float(np.cos(angle)), float(np.sin(angle))
     side, along = dx * c + dy * s, dy * c - dx * s
     window = np.maximum(1 - side**2 - (along / 0.8) ** 2, 0) ** 2
-    push = float(rng.choice([-1, 1]) * rng.uniform(1.4, 2.4)) * window * np.cos(2.6 * side)
-    gap = smoothstep(window, 0.5, 1.0) * rng.uniform(0.2, 0.4)
+    push = float(rng.choice([-1, 1]) * rng.uniform(2.0, 3.2)) * window * np.cos(2.6 * side)
+    gap = smoothstep(window, 0.5, 1.0) * rng.uniform(0.3, 0.5)
     return Flaw(
         bend=lambda u, v: (u + push * c, v + push * s), shape=lambda heights: tuple(h - gap for h in heights)
     )
@@ -192,14 +192,14 @@ def _snag(rng: np.random.Generator, scene: Scene) -> Flaw:
 
 def _stain(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Oil, coffee or rust water has soaked in: a tinted patch, darker towards its rim."""
-    radius = rng.uniform(0.045, 0.15)
+    radius = rng.uniform(0.06, 0.15)
     x, y = grid(scene.n)
     distance = blob(rng, x, y, _spot(rng, 1.5 * radius), radius, rough=0.25)
     distance = distance + 0.004 * smooth_field(rng, scene.n, 34)
     soaked = smoothstep(-distance, -0.006, 0.014)
     rim = np.exp(-(((distance + 0.012) / 0.012) ** 2))
     tint = TINTS[rng.integers(len(TINTS))]
-    strength = float(rng.uniform(0.45, 1.0)) * soaked * (0.75 + 0.25 * rim)
+    strength = float(rng.uniform(0.6, 1.0)) * soaked * (0.75 + 0.25 * rim)
 
     def soak(layers):
         layers.albedo *= 1 + strength * (tint - 1)

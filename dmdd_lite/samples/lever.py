@@ -123,11 +123,11 @@ def render(scene: Scene, flaw: Flaw) -> np.ndarray:
     where = (np.stack([y, x]) + 0.5) * scene.n - 0.5
     brushing = ndimage.map_coordinates(scene.brushing, where, order=1, mode="reflect")
     height = THICKNESS * metal + CHAMFER * smoothstep(-distance, -0.003, 0.013) + COLLAR * collar
-    height += 1.2e-4 * brushing * metal
-    steel = STEEL * (scene.tone * (1 + 0.075 * brushing + 0.07 * scene.sheen))
+    height += 0.5e-4 * brushing * metal
+    steel = STEEL * (scene.tone * (1 + 0.035 * brushing + 0.07 * scene.sheen))
     layers = Layers(TABLE * scene.table, height + 0.0004 * scene.table, np.zeros_like(height))
     layers.albedo += metal * (steel - layers.albedo)
-    layers.gloss += metal * 0.42 * (1 + 0.16 * brushing + 0.12 * scene.sheen)
+    layers.gloss += metal * 0.42 * (1 + 0.07 * brushing + 0.12 * scene.sheen)
     flaw.paint(layers)
     return shade(layers, scene.shot, ambient=0.42, soft=0.006, shininess=18)
 
@@ -148,32 +148,6 @@ def _metal_spot(rng: np.random.Generator) -> np.ndarray:
     return spots[rng.choice(3, p=(0.5, 0.3, 0.2))]
 
 
-def _bent(rng: np.random.Generator, scene: Scene) -> Flaw:
-    """The arm is bent sideways from somewhere past the hub."""
-    start = rng.uniform(0.0, 0.17)
-    tip_shift = rng.choice([-1, 1]) * rng.uniform(0.022, 0.075)
-    curve = float(tip_shift / (TIP[0] - start) ** 2)
-    return Flaw(bend=lambda x, y: (x, y - curve * np.maximum(x - start, 0) ** 2))
-
-
-def _broken(rng: np.random.Generator, scene: Scene) -> Flaw:
-    """A piece has broken off along a ragged line: the tip, the spur or some of the teeth."""
-    piece = int(rng.integers(3))
-    if piece == 2:
-        angle = rng.uniform(-0.7, 0.9)
-        centre = HUB - 0.182 * np.array([np.cos(angle), -np.sin(angle)])
-        lost = blob(rng, scene.x, scene.y, centre, rng.uniform(0.034, 0.052), 0.25)
-    else:
-        end = (TIP, SPUR)[piece]
-        along = np.subtract(end, HUB) / np.hypot(*np.subtract(end, HUB))
-        c, s = along.astype(np.float32)
-        dx, dy = scene.x - end[0], scene.y - end[1]
-        ragged = 0.006 * smooth_field(rng, scene.n, 26) + float(rng.uniform(-0.4, 0.4)) * (dx * s - dy * c)
-        lost = ragged - float(rng.uniform(-0.012, 0.035)) - (dx * c + dy * s)
-        lost = np.maximum(lost, np.hypot(dx, dy) - 0.12)  # nothing else of the lever goes with it
-    return Flaw(shape=lambda shapes: [np.maximum(shapes[0], -lost), *shapes[1:]])
-
-
 def _missing_hole(rng: np.random.Generator, scene: Scene) -> Flaw:
     """The tip's hole or the slot was never punched, or came out much too small."""
     which = int(rng.choice([2, 4]))
@@ -184,7 +158,7 @@ def _missing_hole(rng: np.random.Generator, scene: Scene) -> Flaw:
 def _rust(rng: np.random.Generator, scene: Scene) -> Flaw:
     """A mottled brown patch without gloss."""
     mottle = smooth_field(rng, scene.n, 40) + 0.7 * smooth_field(rng, scene.n, 100)
-    distance = blob(rng, scene.x, scene.y, _metal_spot(rng), rng.uniform(0.035, 0.085), 0.4)
+    distance = blob(rng, scene.x, scene.y, _metal_spot(rng), rng.uniform(0.045, 0.095), 0.4)
     on_metal = cover(_solid(scene.x, scene.y), scene.n)
     share = smoothstep(-distance + 0.008 * mottle, -0.004, 0.018) * on_metal * rng.uniform(0.55, 0.95)
     colour = rgb(128, 78, 44) * (1 + 0.22 * np.clip(mottle, -2, 2))
@@ -196,18 +170,16 @@ def _scratch(rng: np.random.Generator, scene: Scene) -> Flaw:
     start, heading = _metal_spot(rng), rng.uniform(0, 2 * np.pi)
     grooves = np.zeros((scene.n, scene.n), dtype=np.float32)
     for _ in range(int(rng.integers(1, 4))):
-        points = random_curve(rng, (0, 0), heading + rng.normal(0, 0.12), rng.uniform(0.16, 0.30), 0.25)
+        points = random_curve(rng, (0, 0), heading + rng.normal(0, 0.12), rng.uniform(0.20, 0.36), 0.25)
         points = points - points.mean(axis=0) + start + rng.normal(0, 0.014, 2)
-        width = rng.uniform(0.005, 0.009) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
+        width = rng.uniform(0.014, 0.024) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
         grooves = np.maximum(grooves, stroke(scene.n, _to_picture(scene, points), width))
     on_metal = cover(_solid(scene.x, scene.y), scene.n)
-    bright = rgb(226, 226, 228) if rng.random() < 0.6 else rgb(86, 84, 84)
-    return Flaw(paint=lambda layers: paint(layers, 0.8 * grooves * on_metal, bright, 0.35, lift=-0.003))
+    bright = rgb(238, 238, 240) if rng.random() < 0.5 else rgb(66, 64, 64)
+    return Flaw(paint=lambda layers: paint(layers, 0.95 * grooves * on_metal, bright, 0.35, lift=-0.003))
 
 
 DEFECTS = {
-    "bent": _bent,
-    "broken": _broken,
     "missing_hole": _missing_hole,
     "rust": _rust,
     "scratch": _scratch,

@@ -197,19 +197,17 @@ def _skewed_part(rng: np.random.Generator, scene: Scene) -> Flaw:
     number = _pick(rng, "resistor", "capacitor", "led", "chip")
     part = scene.parts[number]
     large = part.kind == "chip"
-    turn = rng.choice([-1, 1]) * np.radians(rng.uniform(4, 9) if large else rng.uniform(14, 50))
+    turn = rng.choice([-1, 1]) * np.radians(rng.uniform(8, 16) if large else rng.uniform(20, 60))
     dx, dy = rng.normal(0, 0.008, 2)
     return _swap(number, replace(part, x=part.x + dx, y=part.y + dy, turn=part.turn + turn))
 
 
 def _wrong_part(rng: np.random.Generator, scene: Scene) -> Flaw:
-    """A capacitor sits for a resistor or the reverse, a red lamp for a yellow, or the can is turned."""
-    number = _pick(rng, "resistor", "capacitor", "led", "can")
+    """A capacitor sits for a resistor or the reverse, or a red lamp for a yellow."""
+    number = _pick(rng, "resistor", "capacitor", "led")
     part = scene.parts[number]
     if part.kind == "led":
         return _swap(number, replace(part, label="red"))
-    if part.kind == "can":
-        return _swap(number, replace(part, turn=part.turn + rng.choice([0.5, 1, 1.5]) * np.pi))
     return _swap(number, replace(part, kind="capacitor" if part.kind == "resistor" else "resistor"))
 
 
@@ -219,14 +217,14 @@ def _to_picture(scene: Scene, points: np.ndarray) -> np.ndarray:
 
 
 def _scratch(rng: np.random.Generator, scene: Scene) -> Flaw:
-    """A tool has slipped: one to three scores through the green mask down to bare copper."""
+    """A tool has slipped: one or two scores through the green mask down to bare copper."""
     heading = rng.uniform(0, 2 * np.pi)
     start = rng.uniform(-0.25, 0.25, 2)
     lines = np.zeros((scene.n, scene.n), dtype=np.float32)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         points = random_curve(rng, (0, 0), heading + rng.normal(0, 0.1), rng.uniform(0.2, 0.5), 0.3)
         points = points - points.mean(axis=0) + start + rng.normal(0, 0.025, 2)
-        width = rng.uniform(0.005, 0.008) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
+        width = rng.uniform(0.008, 0.014) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
         lines = np.maximum(lines, stroke(scene.n, _to_picture(scene, np.clip(points, -0.42, 0.42)), width))
     free = cover(box(scene.x, scene.y, BOARD, BOARD), scene.n)
     for part in scene.parts:  # the blade jumps over what stands on the board
@@ -248,10 +246,10 @@ def _solder_splash(rng: np.random.Generator, scene: Scene) -> Flaw:
         spot = placed(chip, float(np.clip(px, -2.4 * pitch, 2.4 * pitch)) + pitch / 2, py * 1.12)
         along = np.array([np.cos(chip.turn), np.sin(chip.turn)]) * pitch * rng.uniform(0.5, 1.0)
         ends = (spot - along).tolist(), (spot + along).tolist()
-        distance = capsule(scene.x, scene.y, *ends, *rng.uniform(0.017, 0.027, 2).tolist())
+        distance = capsule(scene.x, scene.y, *ends, *rng.uniform(0.022, 0.036, 2).tolist())
     else:
         spot = rng.uniform(-0.33, 0.33, 2)
-        distance = blob(rng, scene.x, scene.y, spot, rng.uniform(0.030, 0.045), 0.10)
+        distance = blob(rng, scene.x, scene.y, spot, rng.uniform(0.034, 0.065), 0.10)
     for _ in range(int(rng.integers(0, 4))):
         dx, dy, radius = *(spot + rng.normal(0, 0.05, 2)).tolist(), float(rng.uniform(0.006, 0.012))
         distance = np.minimum(distance, np.hypot(scene.x - dx, scene.y - dy) - radius)
