@@ -46,8 +46,12 @@ class Config:
         "ours",
         "extra timm options such as pad_type or out_indices; mean and std override timm's data config",
     )
-    standardise: bool = option(
-        True, "ours", "teacher features centred and scaled per channel by their statistics on training images"
+    standardise: str = option(
+        "rectified",
+        "ours",
+        "teacher features centred and scaled per channel by their statistics on training images: "
+        "'rectified' = where they are all >= 0, 'always' or 'never'",
+        choices=("rectified", "always", "never"),
     )
     image_size: int = option(256, "authors", "side of the square input in pixels, a multiple of 32", low=64)
 
@@ -98,6 +102,13 @@ class Config:
         choices=("channel", "spatial", "coordinate", "self"),
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4)
+    fusion_skip: float = option(
+        0.5,
+        "ours",
+        "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
+        low=0.0,
+        high=1.0,
+    )
     fusion_loss: str = option(
         "focal+l1",
         "field",

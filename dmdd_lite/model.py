@@ -42,6 +42,7 @@ class DMDD(nn.Module):
             config.fusion_width,
             config.fusion_perceptions,
             config.fusion_attention,
+            config.fusion_skip,
         )
 
     def forward(self, images: Tensor) -> ModelOutput:

@@ -4,8 +4,6 @@ import ast
 import os
 from pathlib import Path
 
-import nbformat
-
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -16,15 +14,12 @@ class NotebookError(RuntimeError):
 def notebook_parameters(notebook: str | Path) -> dict:
     """Names and defaults of the notebook's parameters cell, whose values are literals.
 
-    Python's own parser reads it: papermill 2.7's `inspect_notebook` misses every default that is "".
+    As papermill sees them: it overlooks a line with a second '=', in a comment too.
     """
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", ()))
-    found = {}
-    for line in ast.parse(source).body:
-        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-        found[target.id] = ast.literal_eval(line.value)
-    return found
+    from papermill import inspect_notebook
+
+    found = inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(entry["default"]) for name, entry in found.items()}
 
 
 def check_parameters(notebook: str | Path, parameters: dict):
@@ -46,14 +41,14 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict, log
     """Execute `notebook` with `parameters` into `output`; with log, its prints appear here as they come.
 
     Raises ValueError or TypeError for a wrong parameter before anything is written, and NotebookError when a
-    cell fails: then the notebook up to there lies beside `output` as `<name>.failed.ipynb`.
+    cell fails. Until it is done the notebook lies beside `output` as `<name>.unfinished.ipynb`.
     """
     import papermill
 
     check_parameters(notebook, parameters)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".failed.ipynb")
+    partial = output.with_suffix(".unfinished.ipynb")
     os.environ.setdefault("DMDD_PROGRESS", "lines")
     try:
         papermill.execute_notebook(

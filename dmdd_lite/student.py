@@ -155,6 +155,11 @@ class EncoderStudent(nn.Module):
         return _decouple(self.decouple, self.network(2 * images - 1))
 
 
+def is_standardised(config, info: FeatureInfo) -> bool:
+    """Whether `config.standardise` applies to a teacher with these features."""
+    return config.standardise == "always" or (config.standardise == "rectified" and all(info.rectified))
+
+
 def is_wide(info: FeatureInfo) -> bool:
     """Whether the teacher's own blocks are (wide) bottlenecks, to be mirrored, as a ResNet-50's are."""
     return info.channels[0] >= 256
@@ -173,7 +178,7 @@ def _decouple(branches: nn.ModuleList, hidden) -> StudentOutput:
 def build_student(config, info: FeatureInfo) -> nn.Module:
     """The student that `config.student` names, for a teacher with these features; standardised ones are
     signed, whatever the network gives."""
-    if config.standardise:
+    if is_standardised(config, info):
         info = info._replace(rectified=(False,) * len(info.channels))
     if config.student == "encoder":
         return EncoderStudent(info, config.teacher, config.teacher_options, config.student_norm_relu)

@@ -24,6 +24,7 @@ from .fusion import jitter_maps, zoom_maps
 from .images import load_images
 from .losses import aim_loss, distillation_maps, msn_loss, ngm_loss, resize_mask
 from .model import DMDD, build_model, fusion_input
+from .student import is_standardised
 from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
 from .teacher import build_teacher
 
@@ -309,7 +310,7 @@ def train(
     place = resolve_device(device)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
     data = load_training_data(config, data_root, category, texture_root, place, progress)
-    if config.standardise:
+    if is_standardised(config, teacher.info):
         teacher.to(place).standardise(data.images)
     trainer = Trainer(config, build_model(config, teacher), data)
     checkpoint = Path(output_dir) / "checkpoint.pt" if output_dir else None

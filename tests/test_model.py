@@ -6,7 +6,7 @@ import torch
 from builders import tiny_config
 from scipy import ndimage
 
-from dmdd_lite.fusion import ATTENTIONS, SegmentationNetwork, jitter_maps, zoom_maps
+from dmdd_lite.fusion import ATTENTIONS, BIAS, GAIN, SegmentationNetwork, jitter_maps, zoom_maps
 from dmdd_lite.losses import aim_loss, ngm_loss
 from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, smooth
 from dmdd_lite.student import DecoderStudent, Decoupling
@@ -86,7 +86,18 @@ def test_untrained_fusion_is_an_increasing_function_of_the_sum(attention):
     torch.testing.assert_close(output.weights, torch.ones_like(maps))
     total = maps.sum(1)
     torch.testing.assert_close(output.logits, network.gain * total + network.bias)
-    assert torch.equal(output.fused, output.logits.sigmoid())
+    torch.testing.assert_close(output.fused, output.logits.sigmoid())
+
+
+@pytest.mark.parametrize("skip", [0.0, 0.3, 1.0])
+def test_the_plain_sum_keeps_its_share_of_the_fused_map(skip):
+    network = SegmentationNetwork(skip=skip)
+    torch.nn.init.normal_(network.reweight.weight)
+    maps = torch.rand(2, 6, 8, 8)
+    output = network(maps)
+    plain = (GAIN * maps.sum(1) + BIAS).sigmoid()
+    assert not torch.allclose(output.logits.sigmoid(), plain)
+    torch.testing.assert_close(output.fused, (1 - skip) * output.logits.sigmoid() + skip * plain)
 
 
 @pytest.mark.parametrize("attention", list(ATTENTIONS))

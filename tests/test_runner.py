@@ -43,10 +43,10 @@ def test_wrong_parameters_write_nothing(notebook, tmp_path, parameters, error, m
 
 
 def test_a_failing_cell_is_told_and_its_notebook_kept_apart(notebook, tmp_path):
-    with pytest.raises(NotebookError, match=r"ValueError: 9 steps\n.*ran\.failed\.ipynb"):
+    with pytest.raises(NotebookError, match=r"ValueError: 9 steps\n.*ran\.unfinished\.ipynb"):
         run_notebook(notebook, tmp_path / "ran.ipynb", {"steps": 9}, log=False)
     assert not (tmp_path / "ran.ipynb").exists()
-    assert (tmp_path / "ran.failed.ipynb").exists()
+    assert (tmp_path / "ran.unfinished.ipynb").exists()
 
 
 def test_the_main_job_has_exactly_these_parameters():
