@@ -270,9 +270,7 @@ def run(trainer: Trainer, checkpoint: Path | None = None, every: int = 100, prog
                     save_checkpoint(checkpoint, trainer)
         except KeyboardInterrupt:
             if checkpoint and checkpoint.exists():
-                print(
-                    f"\nstopped after iteration {trainer.iteration}; the same call resumes from {checkpoint}"
-                )
+                print(f"\nstopped; the same call goes on from iteration {trainer.iteration // every * every}")
             raise
 
 
