@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = collect_results(options.results)
     results = results[results["category"].isin(SAMPLE_CATEGORIES)]
     if options.figures:
+        options.figures.mkdir(parents=True, exist_ok=True)
         for picture in sorted((options.results / "figures").glob("*_maps.png")):
             shutil.copy(picture, options.figures / f"demo_{picture.name}")
     print(f"\n{summary(results, options.results, time.monotonic() - began)}")
