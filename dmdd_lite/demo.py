@@ -20,9 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, help="also copy the map pictures there")
     parser.add_argument("--iterations", type=int, help="instead of the notebook's default")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stdout)
-    for name in ("papermill.translators", "papermill", "traitlets"):
-        logging.getLogger(name).setLevel(logging.INFO if name == "papermill" else logging.ERROR)
+    show_prints()
     began = time.monotonic()
     for number, category in enumerate(SAMPLE_CATEGORIES, start=1):
         print(f"\n[{number}/{len(SAMPLE_CATEGORIES)}] {category}", flush=True)
@@ -38,6 +36,22 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.copy(picture, options.figures / f"demo_{picture.name}")
     print(f"\n{summary(results, options.results, time.monotonic() - began)}")
     return 0
+
+
+def show_prints():
+    """Let papermill's log show what the cells print, without its own remarks on cells and files."""
+    own = ("Executing", "Ending", "Input", "Output", "<Figure")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage().rstrip()
+        record.msg, record.args = text.replace("\n", "\n  "), ()
+        return bool(text.strip()) and not text.startswith(own)
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(wanted)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    logging.getLogger("papermill").addHandler(handler)
+    logging.getLogger("papermill").setLevel(logging.INFO)
 
 
 def summary(results, folder: Path, seconds: float) -> str:
