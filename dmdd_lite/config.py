@@ -151,7 +151,7 @@ class Config:
 
     # schedule
     iterations: int = option(5000, "authors", "training steps; 10,000 for cable and transistor", low=1)
-    batch_size: int = option(16, "authors", "pairs per step", low=1)
+    batch_size: int = option(16, "authors", "pairs of images per training step", low=1)
     learning_rate: float = option(5e-3, "field", "Adam step of the student (RD4AD)", low=0.0)
     betas: tuple = option((0.5, 0.999), "authors", "Adam's moment decay")
     schedule: str = option(

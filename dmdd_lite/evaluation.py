@@ -113,7 +113,7 @@ def collect_results(results_dir: str | Path) -> pd.DataFrame:
                         "file": path.name,
                     }
                 )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
     columns = ["category", "seed", "map", *METRICS, "seconds", "file"]
     return pd.DataFrame(rows, columns=columns)

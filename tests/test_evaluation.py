@@ -50,7 +50,7 @@ def test_result_file(scored, tmp_path):
         assert all(0 <= value <= 1 for value in metrics.values())
     assert values["config"] == detector.config.to_dict()
     assert (values["seconds"], values["images_per_second"]["training_pairs"]) == (12.3, 5.68)
-    assert values["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(values["versions"]["torch"])
     assert values["protocol"].startswith("last")
     assert values["peak_memory_mb"] > 10
     frame = collect_results(tmp_path)
@@ -64,7 +64,7 @@ def test_ranking_puts_the_best_outlined_first(scored):
     defective = np.flatnonzero(found.labels)
     noise = np.random.default_rng(0).random(masks.shape, np.float32)
     share = np.zeros(len(masks), np.float32)
-    share[defective] = np.linspace(0.1, 1, len(defective))  # the last is outlined perfectly
+    share[defective] = [*np.linspace(0.05, 0.4, len(defective) - 1), 1.0]  # the last is outlined perfectly
     maps = {"fused": share[:, None, None] * masks + (1 - share[:, None, None]) * noise}
     ranked = evaluation.rank_anomalous(evaluation.Evaluation(**{**vars(found), "maps": maps}))
     assert ranked[0] == defective[-1]
