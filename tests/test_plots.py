@@ -192,9 +192,9 @@ def test_save_figure_lowers_its_quality_until_it_fits(tmp_path):
     small = plots.save_figure(fig, tmp_path / "small.png", max_kb=20)
     assert large.stat().st_size > 20_000 >= small.stat().st_size
     with Image.open(large) as full, Image.open(small) as reduced:
-        assert (full.mode, full.width) == ("RGB", 240)
+        assert (full.mode, full.width) == ("RGB", 180)
         assert reduced.mode == "P"
-        assert 90 <= reduced.width < 240
+        assert 90 <= reduced.width < 180
         assert reduced.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
     assert fig.dpi == 100
 
