@@ -134,6 +134,11 @@ def main():
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state["iteration"] = iteration + 1
                 write_atomically(options.checkpoint, lambda path, state=state: torch.save(state, path))
+    save_teacher(network, options, (time.monotonic() - began) / 60)
+
+
+def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float):
+    """Write the weights in half precision, their origin as the file's metadata."""
     halves = {k: v.half().contiguous() for k, v in network.state_dict().items() if v.is_floating_point()}
     metadata = {
         "network": f"{EMBEDDED['name']} {EMBEDDED['options']}",
@@ -141,7 +146,7 @@ def main():
         "iterations": str(options.iterations),
         "batch": str(BATCH),
         "seed": str(options.seed),
-        "minutes": f"{(time.monotonic() - began) / 60:.0f}",
+        "minutes": f"{minutes:.0f}",
         "licence": "Apache-2.0",
     }
     write_atomically(TARGET, lambda path: save_file(halves, path, metadata))
