@@ -188,8 +188,8 @@ def noisy_figure():
 
 def test_save_figure_lowers_its_quality_until_it_fits(tmp_path):
     fig = noisy_figure()
-    large = plots.save_figure(fig, tmp_path / "deep" / "large.png", max_kb=2000)
-    small = plots.save_figure(fig, tmp_path / "small.png", max_kb=20)
+    large = figures.save_figure(fig, tmp_path / "deep" / "large.png", max_kb=2000)
+    small = figures.save_figure(fig, tmp_path / "small.png", max_kb=20)
     assert large.stat().st_size > 20_000 >= small.stat().st_size
     with Image.open(large) as full, Image.open(small) as reduced:
         assert (full.mode, full.width) == ("RGB", 180)
@@ -211,6 +211,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
         monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError if failure == "replace" else ValueError):
-        plots.save_figure(noisy_figure(), path, max_kb=2000 if failure == "replace" else 1)
+        figures.save_figure(noisy_figure(), path, max_kb=2000 if failure == "replace" else 1)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["figure.png"]

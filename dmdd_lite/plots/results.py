@@ -1,40 +1,28 @@
-"""Figures of the results and of the training: functions that return a matplotlib `Figure`, in one style.
-
-Images are uint8 (N, H, W, 3), anomaly maps float (N, H, W), masks bool (N, H, W), all of the same H and W.
-Anomaly maps are coloured with `COLOUR_MAP` over a range that a colour bar tells; ground truth is always cyan,
-a decision always dashed white. Nothing is shown or left open in pyplot: the caller displays the `Figure`, or
-writes it with `save_figure`.
-"""
+"""Figures of a run: training pairs, losses, maps beside the ground truth, scores, ROC and PRO curves."""
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import patheffects
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dmdd_lite.figures import INK, WIDTH, image_grid, new_figure, save_figure, style, styled
-from dmdd_lite.metrics import thin_curve
-
-__all__ = [
-    "plot_examples",
-    "plot_losses",
-    "plot_overlay",
-    "plot_pairs",
-    "plot_roc_and_pro",
-    "plot_score_histogram",
-    "save_figure",
-    "style",
-]
-
-COLOUR_MAP = "inferno"
-GOOD, ANOMALOUS, *OTHERS = sns.color_palette("colorblind").as_hex()
-TRUTH, DECISION = "#00e5ff", "#ffffff"
+from ..figures import INK, WIDTH, image_grid, new_figure, styled
+from ..metrics import thin_curve
+from .panels import (
+    ANOMALOUS,
+    COLOUR_MAP,
+    DECISION,
+    GOOD,
+    OTHERS,
+    TRUTH,
+    check_images,
+    colour_range,
+    outline,
+    plot_panels,
+)
 
 
-@styled
 def plot_examples(
     images: np.ndarray,
     masks: np.ndarray,
@@ -47,21 +35,11 @@ def plot_examples(
     All rows of a map share one colour range, that of `ranges` or else from its smallest to its largest value
     here. Raises ValueError for shapes that differ or another number of titles.
     """
-    _check_images(images, masks=masks, **maps)
+    check_images(images, masks=masks, **maps)
     if len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images")
-    columns = ["image", "ground truth", *maps]
-    fig, panels, bars = image_grid(images.shape[:3], columns, titles, coloured=len(maps))
-    for row, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        panels[row, 0].imshow(image)
-        _outline(panels[row, 0], mask, 0.5, TRUTH)
-        panels[row, 1].imshow(mask, cmap="gray", vmin=0, vmax=1)
-    for column, (name, values) in enumerate(maps.items()):
-        low, high = _colour_range(values, (ranges or {}).get(name))
-        for row, value in enumerate(values):
-            drawn = panels[row, column + 2].imshow(value, cmap=COLOUR_MAP, vmin=low, vmax=high)
-        _horizontal_bar(fig, drawn, bars[column])
-    return fig
+    columns = {"image": images, "ground truth": masks, **maps}
+    return plot_panels(columns, titles, masks, ranges)
 
 
 @styled
@@ -70,13 +48,13 @@ def plot_pairs(normal: np.ndarray, anomalous: np.ndarray, masks: np.ndarray) -> 
 
     Raises ValueError for shapes that differ.
     """
-    _check_images(normal, anomalous=anomalous[..., 0], masks=masks)
+    check_images(normal, anomalous=anomalous[..., 0], masks=masks)
     columns = ["normal", "anomalous", "mask"]
     fig, panels, _ = image_grid(normal.shape[:3], columns, width=6.0)
     for row, (clean, broken, mask) in enumerate(zip(normal, anomalous, masks, strict=True)):
         panels[row, 0].imshow(clean)
         panels[row, 1].imshow(broken)
-        _outline(panels[row, 1], mask, 0.5, TRUTH)
+        outline(panels[row, 1], mask, 0.5, TRUTH)
         panels[row, 2].imshow(mask, cmap="gray", vmin=0, vmax=1)
     return fig
 
@@ -95,8 +73,8 @@ def plot_overlay(
     outlines what is above `threshold`, cyan the ground truth. Raises ValueError for shapes that differ.
     """
     others = {"anomaly_map": anomaly_map[None]} | ({} if mask is None else {"mask": mask[None]})
-    _check_images(image[None], **others)
-    low, high = _colour_range(anomaly_map, limits)
+    check_images(image[None], **others)
+    low, high = colour_range(anomaly_map, limits)
     opacity = 0.75 * np.clip((anomaly_map - low) / (high - low), 0, 1)
     height = 4.95 * image.shape[0] / image.shape[1]  # the bar takes the rest of the width
     fig = new_figure(6.0, height + (0.4 if threshold is not None or mask is not None else 0.1))
@@ -106,9 +84,9 @@ def plot_overlay(
     ax.imshow(anomaly_map, cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=opacity)
     handles = []
     if mask is not None:
-        handles.append(_outline(ax, mask, 0.5, TRUTH, "ground truth"))
+        handles.append(outline(ax, mask, 0.5, TRUTH, "ground truth"))
     if threshold is not None:
-        handles.append(_outline(ax, anomaly_map, threshold, DECISION, f"above {threshold:.3g}", "--"))
+        handles.append(outline(ax, anomaly_map, threshold, DECISION, f"above {threshold:.3g}", "--"))
     if handles:
         fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOUR_MAP)
@@ -194,45 +172,3 @@ def plot_losses(history: pd.DataFrame) -> Figure:
             ax.text(known["iteration"].iloc[0], 0.02, " starts", transform=ax.get_xaxis_transform())
     panels[0].set_ylabel("loss")
     return fig
-
-
-def _horizontal_bar(fig: Figure, drawn, ax: Axes) -> None:
-    """Colour bar in `ax` with only the two ends of the range, so that neighbours never touch."""
-    bar = fig.colorbar(drawn, cax=ax, orientation="horizontal", ticks=drawn.get_clim())
-    bar.outline.set_visible(False)
-    low, high = drawn.get_clim()
-    bar.ax.set_xticklabels([f"{value:.2f}" if high - low > 0.1 else f"{value:.2g}" for value in (low, high)])
-    bar.ax.tick_params(length=0)
-    for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
-        label.set_horizontalalignment(side)
-
-
-def _outline(
-    ax: Axes, values: np.ndarray, level: float, colour: str, name: str = "", dash: str = "-"
-) -> Line2D:
-    """Thin contour of `values` (H, W) at `level`, its rim dark to show on any image; returns a legend entry.
-
-    Nothing is drawn where the values do not cross the level.
-    """
-    rim = [patheffects.withStroke(linewidth=2.6, foreground="#000000b0")]
-    if values.min() < level <= values.max():
-        lines = ax.contour(
-            values.astype(np.float64), levels=[level], colors=[colour], linewidths=1.2, linestyles=dash
-        )
-        lines.set_path_effects(rim)
-    return Line2D([], [], color=colour, linestyle=dash, path_effects=rim, label=name)
-
-
-def _colour_range(values: np.ndarray, limits: tuple[float, float] | None) -> tuple[float, float]:
-    """`limits` or the range of the values, widened when it is a single point."""
-    low, high = limits or (float(values.min()), float(values.max()))
-    return (low, high) if high > low else (low, low + 1e-6)
-
-
-def _check_images(images: np.ndarray, **others: np.ndarray) -> None:
-    """Refuse images that are not uint8 (N, H, W, 3), or others that are not (N, H, W)."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")
-    for name, values in others.items():
-        if values.shape != images.shape[:3]:
-            raise ValueError(f"{name} have the shape {values.shape}, images {images.shape}")
