@@ -74,8 +74,27 @@ class Config:
     student_norm_relu: bool = option(
         True, "ours", "batch norm after the decoupling convolution, and ReLU where the teacher is rectified"
     )
+    student_bottleneck: int = option(
+        2,
+        "authors",
+        "how many times smaller per side the decoder's embedding is than the teacher's coarsest feature: 2 "
+        "as RD4AD; 1 lets more through, 4 less",
+        choices=(1, 2, 4),
+    )
+    branches: tuple = option(
+        ("normality", "abnormality"),
+        "paper",
+        "the branches that the student has; one alone is for ablations",
+        choices=("normality", "abnormality"),
+    )
 
     # distillation
+    pairs: bool = option(
+        True,
+        "paper",
+        "distil on pairs; False = on normal images alone: with branches=('normality',) and fusion_start=1 "
+        "that is plain reverse distillation",
+    )
     ngm_form: str = option(
         "flat",
         "authors",
@@ -94,6 +113,13 @@ class Config:
     aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
 
     # fusion
+    fusion: str = option(
+        "msn",
+        "paper",
+        "'msn' = the segmentation network; 'weighted' = one learned weight a map [ours], the least that "
+        "learns",
+        choices=("msn", "weighted"),
+    )
     fusion_perceptions: tuple = option((1, 2, 4), "ours", "dilations of the segmentation network's branches")
     fusion_attention: tuple = option(
         ("channel", "spatial", "coordinate"),
@@ -130,7 +156,11 @@ class Config:
         low=1.0,
     )
     fusion_start: float = option(
-        0.2, "ours", "share of the iterations after which the segmentation network learns", low=0.0, high=0.95
+        0.2,
+        "ours",
+        "share of the iterations after which the fusion learns; 1 = never, the maps are summed",
+        low=0.0,
+        high=1.0,
     )
     fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
@@ -194,6 +224,13 @@ class Config:
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
         if self.student_blocks and (len(self.student_blocks) != 3 or min(self.student_blocks) < 1):
             raise ValueError(f"student_blocks must be () or three numbers from 1, got {self.student_blocks}")
+        if not self.branches or len(set(self.branches)) < len(self.branches):
+            raise ValueError(f"branches must name one or both branches once, got {self.branches}")
+        if not self.pairs and ("abnormality" in self.branches or self.fusion_start < 1):
+            raise ValueError(
+                "pairs=False leaves nothing for AIM and the fusion to learn from; "
+                "it goes with branches=('normality',) and fusion_start=1"
+            )
         if len(self.perlin_scales) != 2 or not 0 <= self.perlin_scales[0] < self.perlin_scales[1] <= 8:
             raise ValueError(f"perlin_scales must be (first, last + 1) within 0..8, got {self.perlin_scales}")
         if len(self.opacity) != 2 or not 0 <= self.opacity[0] <= self.opacity[1] <= 1:

@@ -17,7 +17,6 @@ from .download import MVTEC_CATEGORIES
 from .files import Progress, write_json
 from .images import load_images
 from .metrics import evaluate_maps, pixel_ap, pro_curve
-from .model import MAP_NAMES
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
 PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
@@ -43,7 +42,7 @@ class Evaluation:
 def evaluate(
     detector: Detector, category: Category, batch_size: int = 8, progress: bool = True
 ) -> Evaluation:
-    """Predict every test image and compute the five metrics of the four maps.
+    """Predict every test image and compute the five metrics of its maps, four for a complete model.
 
     images_per_second counts inference with smoothing, not reading. Raises DataError for unreadable files.
     """
@@ -58,10 +57,10 @@ def evaluate(
             parts.append((maps, scores))
             bar.update(bar.done + len(batch))
     seconds = time.perf_counter() - began
-    maps = {name: torch.cat([m[name] for m, _ in parts]).numpy() for name in MAP_NAMES}
-    scores = {name: torch.cat([s[name] for _, s in parts]).numpy() for name in MAP_NAMES}
+    maps = {name: torch.cat([m[name] for m, _ in parts]).numpy() for name in parts[0][0]}
+    scores = {name: torch.cat([s[name] for _, s in parts]).numpy() for name in maps}
     labels = np.asarray(category.labels)
-    metrics = {name: evaluate_maps(maps[name], masks, scores[name], labels) for name in MAP_NAMES}
+    metrics = {name: evaluate_maps(maps[name], masks, scores[name], labels) for name in maps}
     return Evaluation(
         category, images.numpy(), masks, labels, maps, scores, metrics, len(images) / max(seconds, 1e-9)
     )
@@ -173,7 +172,7 @@ def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
 def curves(evaluation: Evaluation) -> dict[str, dict]:
     """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`."""
     found = {}
-    for name in MAP_NAMES:
+    for name in evaluation.maps:
         roc = roc_curve(evaluation.labels, evaluation.scores[name], drop_intermediate=False)[:2]
         pro = pro_curve(evaluation.maps[name], evaluation.masks)
         metrics = evaluation.metrics[name]

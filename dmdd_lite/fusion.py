@@ -12,12 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .config import Config
+
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: summed distances of 1.5 are as likely damaged as not
 
 
 class FusionOutput(NamedTuple):
-    """fused anomaly map (B, H, W) in [0, 1]; logits (B, H, W) that the masks train; weights (B, K, H, W) in
-    (0, 2) that the attention gave each map."""
+    """fused anomaly map (B, H, W) in [0, 1]; logits (B, H, W) that the masks train; weights (B, K, H, W) that
+    each map was given, in (0, 2) by the MSN's attention."""
 
     fused: Tensor
     logits: Tensor
@@ -119,6 +121,26 @@ def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> 
     return both[:, :-1], both[:, -1]
 
 
+class WeightedSum(nn.Module):
+    """The least that learns to fuse: one weight a map and a bias. Same input and output as the MSN. [ours]"""
+
+    def __init__(self, maps: int = 6, skip: float = 0.5):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
+        self.skip = skip
+
+    def forward(self, maps: Tensor) -> FusionOutput:
+        weights = self.weight[:, None, None].expand_as(maps)
+        logits = GAIN * (weights * maps).sum(1) + self.bias
+        return FusionOutput(_with_plain(maps, logits, self.skip), logits, weights)
+
+
+def _with_plain(maps: Tensor, logits: Tensor, skip: float) -> Tensor:
+    """The fused map: what was learned, and the untrained sum with the share `skip`."""
+    plain = (GAIN * maps.sum(1) + BIAS).float().sigmoid()
+    return torch.lerp(logits.float().sigmoid(), plain, skip)
+
+
 class SegmentationNetwork(nn.Module):
     """MSN. forward: detached maps (B, K, H, W) in [0, 2] -> FusionOutput.
 
@@ -161,5 +183,13 @@ class SegmentationNetwork(nn.Module):
         weighted = weights * maps
         correction = self.head(torch.cat((seen, weighted), dim=1))[:, 0]
         logits = self.gain * weighted.sum(1) + self.bias + correction
-        plain = (GAIN * maps.sum(1) + BIAS).float().sigmoid()
-        return FusionOutput(torch.lerp(logits.float().sigmoid(), plain, self.skip), logits, weights)
+        return FusionOutput(_with_plain(maps, logits, self.skip), logits, weights)
+
+
+def build_fusion(config: Config, maps: int = 6) -> nn.Module:
+    """The fusion that `config.fusion` names, of so many maps."""
+    if config.fusion == "weighted":
+        return WeightedSum(maps, config.fusion_skip)
+    return SegmentationNetwork(
+        maps, config.fusion_width, config.fusion_perceptions, config.fusion_attention, config.fusion_skip
+    )

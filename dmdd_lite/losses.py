@@ -111,7 +111,10 @@ def msn_loss(logits: Tensor, mask: Tensor, form: str = "focal+dice") -> Tensor:
 
 
 def distillation_maps(features: Features, teacher: Features) -> Features:
-    """The anomaly maps of one branch: per scale 1 - cos at every pixel, (B, H_k, W_k) in [0, 2]. [authors]"""
+    """The anomaly maps of one branch: per scale 1 - cos at every pixel, (B, H_k, W_k) in [0, 2]; none for a
+    branch that is not there. [authors]"""
+    if not features:
+        return ()
     return tuple(cosine_distance(f, t) for f, t in zip(features, teacher, strict=True))
 
 

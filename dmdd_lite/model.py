@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .fusion import SegmentationNetwork
+from .fusion import build_fusion
 from .losses import distillation_maps, stack_maps
 from .student import StudentOutput, build_student
 from .teacher import Teacher
 
+#: the maps of a complete model
 MAP_NAMES = ("fused", "normality", "abnormality", "sum")
 
 
 class ModelOutput(NamedTuple):
     """fused (B, H_1, W_1) in [0, 1]; weights (B, 6, H_1, W_1) of the attention; per scale, fine to coarse,
-    normality and abnormality maps (B, H_k, W_k) in [0, 2]."""
+    normality and abnormality maps (B, H_k, W_k) in [0, 2], () for a branch that is not there."""
 
     fused: Tensor
     weights: Tensor
@@ -37,13 +38,7 @@ class DMDD(nn.Module):
         self.config = config
         self.teacher = teacher
         self.student = build_student(config, teacher.info)
-        self.fusion = SegmentationNetwork(
-            2 * len(teacher.info.channels),
-            config.fusion_width,
-            config.fusion_perceptions,
-            config.fusion_attention,
-            config.fusion_skip,
-        )
+        self.fusion = build_fusion(config, len(config.branches) * len(teacher.info.channels))
 
     def forward(self, images: Tensor) -> ModelOutput:
         features = self.teacher(images)
@@ -69,15 +64,17 @@ def build_model(config: Config, teacher: Teacher) -> DMDD:
 
 
 def full_size_maps(output: ModelOutput, config: Config) -> dict[str, Tensor]:
-    """The four maps that are scored, each (B, S, S), S = image_size: bilinear upsampling, then a Gaussian.
+    """The maps that are scored, each (B, S, S), S = image_size: bilinear upsampling, then a Gaussian.
 
-    'normality' and 'abnormality' are sums over scales, 'sum' is both [ours], 'fused' the MSN's [paper].
+    'normality' and 'abnormality' are sums over scales, 'sum' is both [ours], 'fused' the MSN's [paper]. A
+    student of one branch has no map of the other.
     """
     size = (config.image_size, config.image_size)
-    normality = stack_maps(output.normality, size).sum(1)
-    abnormality = stack_maps(output.abnormality, size).sum(1)
     fused = F.interpolate(output.fused[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    maps = dict(zip(MAP_NAMES, (fused, normality, abnormality, normality + abnormality), strict=True))
+    maps = {"fused": fused}
+    for name in config.branches:
+        maps[name] = stack_maps(getattr(output, name), size).sum(1)
+    maps["sum"] = sum(maps[name] for name in config.branches)
     return {name: smooth(m, config.smoothing_sigma * config.image_size / 256) for name, m in maps.items()}
 
 

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from .teacher import FeatureInfo, feature_indices, resolve_teacher
 
+BRANCHES = ("normality", "abnormality")
+
 
 class StudentOutput(NamedTuple):
-    """Per scale, from fine to coarse: two features of the teacher's own shape (B, C_k, H_k, W_k)."""
+    """Per scale, from fine to coarse: two features of the teacher's own shape (B, C_k, H_k, W_k); () for a
+    branch that the student does not have."""
 
     normality: tuple[Tensor, ...]
     abnormality: tuple[Tensor, ...]
@@ -74,10 +77,10 @@ class Bottleneck(nn.Module):
     """RD4AD's multi-scale feature fusion and one-class embedding. [authors]
 
     forward: features (B, C_k, H_k, W_k), k = 1, 2, 3 -> embedding (B, 2 C_3, H_3 / 2, W_3 / 2): too small to
-    carry what was not in the training images.
+    carry what was not in the training images. `factor` 1 or 4 instead of 2 is for experiments [ours].
     """
 
-    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], wide: bool):
+    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], wide: bool, factor: int = 2):
         super().__init__()
         self.down = nn.ModuleList()
         for k in range(len(channels)):
@@ -85,30 +88,33 @@ class Bottleneck(nn.Module):
             steps = [conv_norm(a, b, 3, 2) for a, b in pairwise(sizes)]
             self.down.append(nn.Sequential(*steps))
         fused = sum(widths[-1] for _ in channels[:-1]) + channels[-1]
-        self.embed = stage(fused, 2 * widths[-1], 3, 0.5, wide)
+        self.embed = stage(fused, 2 * widths[-1], 3, 1 if factor == 1 else 0.5, wide)
+        if factor == 4:
+            self.embed.append(ResidualBlock(2 * widths[-1], 2 * widths[-1], 0.5, wide))
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         aligned = [down(f) for down, f in zip(self.down, features, strict=True)]
-        return self.embed(torch.cat(aligned, dim=1))  # B, 2 C_3, H_3 / 2, W_3 / 2
+        return self.embed(torch.cat(aligned, dim=1))  # B, 2 C_3, H_3 / factor, W_3 / factor
 
 
 class Decoupling(nn.Module):
     """A 1x1 convolution from the student's to twice the teacher's channels, split in halves. [summary]
 
     forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
-    capacity. Batch norm, and ReLU where the teacher is rectified, are ours.
+    capacity. Batch norm, and ReLU where the teacher is rectified, are ours; with `branches` = 1 nothing is
+    split.
     """
 
-    def __init__(self, width: int, channels: int, rectified: bool, norm_relu: bool):
+    def __init__(self, width: int, channels: int, rectified: bool, norm_relu: bool, branches: int = 2):
         super().__init__()
-        layers = [nn.Conv2d(width, 2 * channels, 1, bias=not norm_relu)]
+        self.branches = branches
+        layers = [nn.Conv2d(width, branches * channels, 1, bias=not norm_relu)]
         if norm_relu:
-            layers += [nn.BatchNorm2d(2 * channels)] + [nn.ReLU()] * rectified
+            layers += [nn.BatchNorm2d(branches * channels)] + [nn.ReLU()] * rectified
         self.expand = nn.Sequential(*layers)
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        normality, abnormality = self.expand(feature).chunk(2, dim=1)
-        return normality, abnormality
+    def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
+        return self.expand(feature).chunk(self.branches, dim=1)
 
 
 class DecoderStudent(nn.Module):
@@ -118,22 +124,33 @@ class DecoderStudent(nn.Module):
     and is at least `width` channels wide [ours].
     """
 
-    def __init__(self, info: FeatureInfo, blocks=(2, 2, 2), width: int = 64, norm_relu: bool = True):
+    def __init__(
+        self,
+        info: FeatureInfo,
+        blocks=(2, 2, 2),
+        width: int = 64,
+        norm_relu: bool = True,
+        bottleneck: int = 2,
+        branches=BRANCHES,
+    ):
         super().__init__()
+        self.branches = branches
         widths = tuple(max(c, width) for c in info.channels)
         wide = is_wide(info)
-        self.bottleneck = Bottleneck(info.channels, widths, wide)
+        self.bottleneck = Bottleneck(info.channels, widths, wide, bottleneck)
         inputs = (2 * widths[2], widths[2], widths[1])
-        coarse_to_fine = zip(inputs, reversed(widths), blocks, strict=True)
-        self.stages = nn.ModuleList(stage(i, o, n, 2, wide) for i, o, n in coarse_to_fine)
-        self.decouple = _decouplings(widths, info, norm_relu)
+        scales = (1 if bottleneck == 1 else 2, 2, 2)
+        coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
+        self.stages = nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
+        self.enlarge = ResidualBlock(inputs[0], inputs[0], 2, wide) if bottleneck == 4 else nn.Identity()
+        self.decouple = _decouplings(widths, info, norm_relu, branches)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
-        hidden, unsplit = self.bottleneck(features), []
+        hidden, unsplit = self.enlarge(self.bottleneck(features)), []
         for decode in self.stages:
             hidden = decode(hidden)  # doubles H, W
             unsplit.append(hidden)
-        return _decouple(self.decouple, reversed(unsplit))
+        return _decouple(self.decouple, reversed(unsplit), self.branches)
 
 
 class EncoderStudent(nn.Module):
@@ -143,16 +160,24 @@ class EncoderStudent(nn.Module):
     forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
     """
 
-    def __init__(self, info: FeatureInfo, name: str, options: dict | None = None, norm_relu: bool = True):
+    def __init__(
+        self,
+        info: FeatureInfo,
+        name: str,
+        options: dict | None = None,
+        norm_relu: bool = True,
+        branches=BRANCHES,
+    ):
         super().__init__()
+        self.branches = branches
         name, options, _ = resolve_teacher(name, options)
         options = {k: v for k, v in options.items() if k not in ("mean", "std")}
         options.setdefault("out_indices", feature_indices(name))
         self.network = timm.create_model(name, pretrained=False, features_only=True, **options)
-        self.decouple = _decouplings(info.channels, info, norm_relu)
+        self.decouple = _decouplings(info.channels, info, norm_relu, branches)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
-        return _decouple(self.decouple, self.network(2 * images - 1))
+        return _decouple(self.decouple, self.network(2 * images - 1), self.branches)
 
 
 def is_standardised(config, info: FeatureInfo) -> bool:
@@ -165,14 +190,15 @@ def is_wide(info: FeatureInfo) -> bool:
     return info.channels[0] >= 256
 
 
-def _decouplings(widths, info: FeatureInfo, norm_relu: bool) -> nn.ModuleList:
+def _decouplings(widths, info: FeatureInfo, norm_relu: bool, branches) -> nn.ModuleList:
     sizes = zip(widths, info.channels, info.rectified, strict=True)
-    return nn.ModuleList(Decoupling(w, c, r, norm_relu) for w, c, r in sizes)
+    return nn.ModuleList(Decoupling(w, c, r, norm_relu, len(branches)) for w, c, r in sizes)
 
 
-def _decouple(branches: nn.ModuleList, hidden) -> StudentOutput:
-    pairs = [branch(h) for branch, h in zip(branches, hidden, strict=True)]
-    return StudentOutput(tuple(n for n, _ in pairs), tuple(a for _, a in pairs))
+def _decouple(decouplings: nn.ModuleList, hidden, branches) -> StudentOutput:
+    scales = [split(h) for split, h in zip(decouplings, hidden, strict=True)]
+    found = dict(zip(branches, zip(*scales, strict=True), strict=True))
+    return StudentOutput(*(found.get(name, ()) for name in BRANCHES))
 
 
 def build_student(config, info: FeatureInfo) -> nn.Module:
@@ -181,6 +207,15 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
     if is_standardised(config, info):
         info = info._replace(rectified=(False,) * len(info.channels))
     if config.student == "encoder":
-        return EncoderStudent(info, config.teacher, config.teacher_options, config.student_norm_relu)
+        return EncoderStudent(
+            info, config.teacher, config.teacher_options, config.student_norm_relu, config.branches
+        )
     blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
-    return DecoderStudent(info, blocks, config.student_width, config.student_norm_relu)
+    return DecoderStudent(
+        info,
+        blocks,
+        config.student_width,
+        config.student_norm_relu,
+        config.student_bottleneck,
+        config.branches,
+    )

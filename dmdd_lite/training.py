@@ -15,24 +15,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .checkpoints import (
+    CHECKPOINT,
+    TrainingError,
+    load_checkpoint,
+    load_finished,
+    save_checkpoint,
+    save_finished,
+)
 from .config import Config, differences
 from .data import open_folder, open_train
 from .detector import Detector
 from .device import autocast, resolve_device
-from .files import Progress, write_atomically
-from .fusion import jitter_maps, zoom_maps
+from .files import Progress
+from .fusion_training import fusion_loss
 from .images import load_images
-from .losses import aim_loss, distillation_maps, msn_loss, ngm_loss, resize_mask
+from .losses import aim_loss, distillation_maps, ngm_loss
 from .model import DMDD, build_model, fusion_input
 from .student import is_standardised
 from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
 from .teacher import build_teacher
 
 LOG_EVERY = 10  # iterations between two readings of the losses: each waits for the device
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
 
 
 class Losses(NamedTuple):
@@ -147,29 +151,25 @@ class Trainer:
     def losses(self, pairs: Pairs) -> Losses:
         """L_NGM, L_AIM and, in stage 2, L_MSN of a batch. Batch norm sees either view on its own."""
         config, model = self.config, self.model
-        both = torch.cat((pairs.normal, pairs.anomalous)).contiguous(memory_format=torch.channels_last)
-        features = [f.chunk(2) for f in model.teacher(both)]
-        teacher = tuple(f[0] for f in features), tuple(f[1] for f in features)  # T(x_n), T(x_a)
-        masks = torch.zeros_like(pairs.mask), pairs.mask
-        ngm = aim = 0.0
+        views = [pairs.normal, pairs.anomalous] if config.pairs else [pairs.normal]
+        masks = [torch.zeros_like(pairs.mask), pairs.mask][: len(views)]
+        together = torch.cat(views).contiguous(memory_format=torch.channels_last)
+        features = [f.chunk(len(views)) for f in model.teacher(together)]
+        teacher = [tuple(f[view] for f in features) for view in range(len(views))]  # T(x_n), T(x_a)
+        ngm = aim = torch.zeros((), device=self.device)
         maps = []
-        for images, seen, mask in zip((pairs.normal, pairs.anomalous), teacher, masks, strict=True):
+        for images, seen, mask in zip(views, teacher, masks, strict=True):
             output = model.student(images, seen)
-            ngm = ngm + ngm_loss(output.normality, teacher[0], config.ngm_form)
-            aim = aim + aim_loss(output.abnormality, seen, mask, config.aim_form, config.aim_balanced)
+            if output.normality:
+                ngm = ngm + ngm_loss(output.normality, teacher[0], config.ngm_form)
+            if output.abnormality:
+                aim = aim + aim_loss(output.abnormality, seen, mask, config.aim_form, config.aim_balanced)
             if self.fusing:
                 maps.append(fusion_input(*(distillation_maps(branch, seen) for branch in output)))
         if not maps:
             return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
-        return Losses(ngm, aim, self.fusion_loss(torch.cat(maps), torch.cat(masks)))
-
-    def fusion_loss(self, maps: Tensor, mask: Tensor) -> Tensor:
-        """L_MSN of the six maps (B, 6, h, w) of both views, varied in scale and size, on mask (B, H, W)."""
-        config = self.config
-        rng = step_generator(config.seed, "fusion", self.iteration)
-        varied = jitter_maps(maps, config.fusion_jitter, rng)
-        varied, share = zoom_maps(varied, resize_mask(mask, maps.shape[2:]), config.fusion_zoom, rng)
-        return msn_loss(self.model.fusion(varied).logits, share, config.fusion_loss)
+        fused = fusion_loss(model.fusion, torch.cat(maps), torch.cat(masks), config, self.iteration)
+        return Losses(ngm, aim, fused)
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the networks that learn in this stage."""
@@ -228,24 +228,6 @@ def learning_rate_factor(config: Config, iteration: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (iteration - warm) / (config.iterations - warm))
 
 
-def save_checkpoint(path: Path, trainer: Trainer):
-    """All of it or nothing: a crash in the middle leaves the previous checkpoint."""
-    write_atomically(path, lambda temporary: torch.save(trainer.state(), temporary))
-
-
-def load_checkpoint(path: Path, trainer: Trainer):
-    """Restore plain tensors; raises TrainingError naming the file if it is broken or of another run."""
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        trainer.restore(state)
-    except TrainingError as error:
-        raise TrainingError(f"{path}: {error}; delete it or use another output folder") from error
-    except Exception as error:
-        raise TrainingError(
-            f"{path} is not a usable checkpoint ({error}); delete it to start again"
-        ) from error
-
-
 def run(trainer: Trainer, checkpoint: Path | None = None, every: int = 100, progress: bool = True):
     """Advance to the last iteration, reading the losses and saving the state every `every` iterations.
 
@@ -301,23 +283,33 @@ def train(
 ) -> Training:
     """Train on `<data_root>/<category>/train/good` and return a calibrated detector.
 
-    With output_dir, the state is saved every `checkpoint_every` iterations and the same call resumes an
-    interrupted run to the same weights (bit-equal on CPU); the finished detector lies in
-    `<output_dir>/detector`. Raises before any work: DataError, TeacherError, ValueError; later TrainingError.
+    With output_dir, the state is saved every `checkpoint_every` iterations. The same call then resumes an
+    interrupted run to the same weights (bit-equal on CPU), and loads a finished one, whose detector lies in
+    `<output_dir>/detector`; it says which. Raises before any work: DataError, TeacherError, ValueError, and
+    TrainingError if the folder holds another run; later TrainingError.
     """
     place = resolve_device(device)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
     data = load_training_data(config, data_root, category, texture_root, place, progress)
+    folder = Path(output_dir) if output_dir else None
+    finished = folder and load_finished(folder, config, data.fingerprint, place)
+    if finished:
+        print(f"{folder}: loaded, trained before; delete the folder to train again")
+        return _result(config, *finished)
     if is_standardised(config, teacher.info):
         teacher.to(place).standardise(data.images)
     trainer = Trainer(config, build_model(config, teacher), data)
-    checkpoint = Path(output_dir) / "checkpoint.pt" if output_dir else None
+    checkpoint = folder and folder / CHECKPOINT
     if checkpoint and checkpoint.exists():
         load_checkpoint(checkpoint, trainer)
+        print(f"{folder}: goes on from iteration {trainer.iteration}")
     run(trainer, checkpoint, checkpoint_every, progress)
     detector = Detector.calibrated(trainer.model, data.held_out if len(data.held_out) else data.images)
-    if output_dir:
-        detector.save(Path(output_dir) / "detector")
-    history = pd.DataFrame(trainer.history, columns=["iteration", *Losses._fields])
-    rate = config.iterations * config.batch_size / max(trainer.seconds, 1e-9)
-    return Training(detector, history, trainer.seconds, rate)
+    if folder:
+        save_finished(folder, detector, trainer)
+    return _result(config, detector, trainer.history, trainer.seconds)
+
+
+def _result(config: Config, detector: Detector, history: list, seconds: float) -> Training:
+    frame = pd.DataFrame(history, columns=["iteration", *Losses._fields])
+    return Training(detector, frame, seconds, config.iterations * config.batch_size / max(seconds, 1e-9))

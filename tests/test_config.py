@@ -24,6 +24,9 @@ README = Path(__file__).parent.parent / "README.md"
         ("opacity", (0.9, 0.2), "increasing pair"),
         ("perlin_scales", (3, 3), "perlin_scales"),
         ("holdout", 0.9, "at most 0.5"),
+        ("branches", (), "one or both branches"),
+        ("branches", ("normality", "normality"), "one or both branches once"),
+        ("pairs", False, r"goes with branches=\('normality',\) and fusion_start=1"),
     ],
 )
 def test_values_out_of_range_are_named(field, value, message):

@@ -27,6 +27,26 @@ def test_decoder_takes_its_sizes_from_the_teacher(channels):
         assert [tuple(f.shape) for f in branch] == sizes
 
 
+@pytest.mark.parametrize("factor, side", [(1, 4), (2, 2), (4, 1)])
+def test_bottleneck_factor_sizes_the_embedding_and_not_the_output(factor, side):
+    info = FeatureInfo((8, 16, 32), (4, 8, 16), (False,) * 3)
+    student = DecoderStudent(info, blocks=(1, 1, 1), width=8, bottleneck=factor).eval()
+    features = tuple(torch.rand(1, c, 64 // s, 64 // s) for c, s in zip(*info[:2], strict=True))
+    assert student.bottleneck(features).shape == (1, 64, side, side)
+    assert [f.shape for f in student(None, features).normality] == [f.shape for f in features]
+
+
+@pytest.mark.parametrize("student", ["decoder", "encoder"])
+def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student):
+    config = tiny_config(student=student, branches=("abnormality",))
+    output = build_model(config, teacher).eval()(torch.rand(1, 3, 64, 64))
+    assert output.normality == ()
+    assert output.weights.shape == (1, 3, 16, 16)
+    maps = full_size_maps(output, config)
+    assert list(maps) == ["fused", "abnormality", "sum"]
+    torch.testing.assert_close(maps["sum"], maps["abnormality"])
+
+
 @pytest.mark.parametrize("student", ["decoder", "encoder"])
 def test_output_is_the_same_type_in_training_and_evaluation(teacher, student):
     model = build_model(tiny_config(student=student), teacher)

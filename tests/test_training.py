@@ -14,11 +14,19 @@ from builders import tiny_config
 
 from dmdd_lite import training
 from dmdd_lite.data import DataError
+from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
 from dmdd_lite.samples import write_samples
 from dmdd_lite.synthesis import step_generator
 from dmdd_lite.teacher import TeacherError, build_teacher
-from dmdd_lite.training import PairSource, Trainer, TrainingError, learning_rate_factor, train
+from dmdd_lite.training import (
+    PairSource,
+    Trainer,
+    TrainingError,
+    learning_rate_factor,
+    load_training_data,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +74,8 @@ def test_same_seed_same_weights(root):
     assert any(not torch.equal(weights(same[0].detector)[k], weights(same[2].detector)[k]) for k in fc)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
-def test_resumed_equals_uninterrupted(root, tmp_path, monkeypatch, stop):
-    whole = train(tiny_config(), root, "lever", device="cpu", progress=False)
+def interrupt(root, folder, stop, config=None):
+    """A run stopped before iteration `stop`; its checkpoint lies in `folder`."""
     steps = Trainer.step
 
     def interrupted(self):
@@ -76,14 +83,65 @@ def test_resumed_equals_uninterrupted(root, tmp_path, monkeypatch, stop):
             raise KeyboardInterrupt
         return steps(self)
 
-    monkeypatch.setattr(Trainer, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_config(), root, "lever", "", tmp_path, "cpu", checkpoint_every=1, progress=False)
-    monkeypatch.setattr(Trainer, "step", steps)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", interrupted)
+        train(config or tiny_config(), root, "lever", "", folder, "cpu", checkpoint_every=1, progress=False)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_resumed_equals_uninterrupted(root, tmp_path, capsys, stop):
+    whole = train(tiny_config(), root, "lever", device="cpu", progress=False)
+    interrupt(root, tmp_path, stop)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == stop
     resumed = train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
     assert_same_weights(weights(whole.detector), weights(resumed.detector))
     pd.testing.assert_frame_equal(whole.history, resumed.history)
+    assert f"{tmp_path}: goes on from iteration {stop}" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_loaded_and_says_so(root, tmp_path, monkeypatch, capsys):
+    first = train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detector", "training.json"]
+    monkeypatch.setattr(Trainer, "step", None)
+    again = train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
+    assert "loaded, trained before" in capsys.readouterr().out
+    assert_same_weights(weights(first.detector), weights(again.detector))
+    pd.testing.assert_frame_equal(first.history, again.history)
+    assert (first.detector.threshold, first.seconds) == (again.detector.threshold, again.seconds)
+
+
+def test_another_or_a_broken_finished_run_is_refused_by_name(root, tmp_path):
+    train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+    with pytest.raises(TrainingError, match=r"another finished run \(aim_weight: 1\.0 -> 3\.0\); delete it"):
+        train(tiny_config(iterations=2, aim_weight=3), root, "lever", "", tmp_path, "cpu", progress=False)
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"training\.json is not a training's record"):
+        train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+
+
+def test_plain_distillation_fits_the_normal_view_alone(root):
+    config = tiny_config(branches=("normality",), pairs=False, fusion_start=1.0)
+    teacher = build_teacher(config.teacher, config.teacher_weights)
+    trainer = Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
+    pairs = trainer.pairs.batch(0)
+    losses = trainer.losses(pairs)
+    features = teacher(pairs.normal)
+    student = build_model(config, teacher).train().student(pairs.normal, features)
+    expected = sum(flat_distance(n, t) for n, t in zip(student.normality, features, strict=True))
+    assert losses.ngm.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert (losses.aim.item(), student.abnormality) == (0, ())
+    assert torch.isnan(losses.msn)
+
+
+@pytest.mark.parametrize("branch", ["normality", "abnormality"])
+def test_one_branch_alone_trains_and_predicts(root, tmp_path, branch):
+    result = train(tiny_config(branches=(branch,)), root, "lever", "", tmp_path, "cpu", progress=False)
+    trained = {name for name in ("ngm", "aim") if (result.history[name] > 0).all()}
+    assert trained == {{"normality": "ngm", "abnormality": "aim"}[branch]}
+    prediction = result.detector.predict(next((root / "lever/test/good").glob("*.png")))
+    other = {"normality": "abnormality", "abnormality": "normality"}[branch]
+    assert len(getattr(prediction, branch)) == 3
+    assert getattr(prediction, other) == ()
 
 
 def test_checkpoint_killed_in_the_middle_of_writing_leaves_the_previous_one(root, tmp_path):
@@ -112,19 +170,21 @@ def test_checkpoint_killed_in_the_middle_of_writing_leaves_the_previous_one(root
 
 
 def test_checkpoint_of_another_run_or_broken_is_refused_by_name(root, tmp_path):
-    train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+    interrupt(root, tmp_path, 1)
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: .*aim_weight: 1\.0 -> 3\.0.*delete it"):
-        train(tiny_config(iterations=2, aim_weight=3), root, "lever", "", tmp_path, "cpu", progress=False)
+        train(tiny_config(aim_weight=3), root, "lever", "", tmp_path, "cpu", progress=False)
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a usable checkpoint"):
-        train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
+        train(tiny_config(), root, "lever", "", tmp_path, "cpu", progress=False)
 
 
 def test_other_training_images_are_noticed(root, only_train, tmp_path):
-    train(tiny_config(iterations=2), root, "lever", "", tmp_path / "run", "cpu", progress=False)
+    interrupt(root, tmp_path / "stopped", 1)
+    train(tiny_config(), root, "lever", "", tmp_path / "finished", "cpu", progress=False)
     next((only_train / "lever/train/good").glob("*.png")).unlink()
-    with pytest.raises(TrainingError, match="images differ"):
-        train(tiny_config(iterations=2), only_train, "lever", "", tmp_path / "run", "cpu", progress=False)
+    for run in ("stopped", "finished"):
+        with pytest.raises(TrainingError, match="images differ"):
+            train(tiny_config(), only_train, "lever", "", tmp_path / run, "cpu", progress=False)
 
 
 def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):

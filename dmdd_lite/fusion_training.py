@@ -1,0 +1,71 @@
+"""How the fusion learns: beside the student, or afterwards on the kept maps of a finished one.
+
+The second way is for comparing fusions: the student's maps are computed once, and a fusion trained on them
+takes seconds. The masks are those of synthetic anomalies [paper]; varied maps are ours [ours].
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config
+from .device import autocast
+from .files import Progress
+from .fusion import build_fusion, jitter_maps, zoom_maps
+from .losses import msn_loss, resize_mask
+from .model import DMDD, fusion_input
+from .synthesis import step_generator
+
+
+class KeptMaps(NamedTuple):
+    """maps (S, 2 B, K, h, w) in half precision and masks (S, 2 B, h, w), the anomalous share of every cell,
+    of S batches of B pairs: first the normal views (empty masks), then the anomalous ones."""
+
+    maps: Tensor
+    masks: Tensor
+
+
+def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, iteration: int) -> Tensor:
+    """L_MSN of maps (B, K, h, w), varied in scale and size, on mask (B, H, W)."""
+    rng = step_generator(config.seed, "fusion", iteration)
+    varied = jitter_maps(maps, config.fusion_jitter, rng)
+    varied, share = zoom_maps(varied, resize_mask(mask, maps.shape[2:]), config.fusion_zoom, rng)
+    return msn_loss(fusion(varied).logits, share, config.fusion_loss)
+
+
+@torch.no_grad()
+def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMaps:
+    """The maps that a trained model gives for `batches` of `pairs`, a PairSource, in evaluation mode."""
+    model.eval()
+    maps, masks = [], []
+    with Progress(batches, "keeping maps", enabled=progress) as bar:
+        for number in range(batches):
+            batch = pairs.batch(number)
+            views = torch.cat((batch.normal, batch.anomalous))
+            with autocast(views.device):
+                output = model(views.contiguous(memory_format=torch.channels_last))
+            seen = fusion_input(output.normality, output.abnormality)
+            share = resize_mask(batch.mask, seen.shape[2:])
+            maps.append(seen.half())
+            masks.append(torch.cat((torch.zeros_like(share), share)))
+            bar.update(number + 1)
+    return KeptMaps(torch.stack(maps), torch.stack(masks))
+
+
+def train_fusion(config: Config, kept: KeptMaps, progress: bool = True) -> nn.Module:
+    """A new fusion, as `config` describes it, trained for one pass over the kept maps at
+    `fusion_learning_rate`, decayed to zero. The same seed gives the same start to every fusion."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        fusion = build_fusion(config, kept.maps.shape[2]).to(kept.maps.device)
+    optimizer = torch.optim.Adam(fusion.parameters(), config.fusion_learning_rate, config.betas)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(kept.maps))
+    with Progress(len(kept.maps), "training the fusion", enabled=progress) as bar:
+        for iteration, (maps, masks) in enumerate(zip(*kept, strict=True)):
+            optimizer.zero_grad(set_to_none=True)
+            fusion_loss(fusion, maps.float(), masks, config, iteration).backward()
+            optimizer.step()
+            decay.step()
+            bar.update(iteration + 1)
+    return fusion.eval()
