@@ -15,6 +15,11 @@ LABELS = ("paper", "summary", "authors", "field", "ours")
 NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
 
 
+def published_iterations(category: str) -> int:
+    """Training steps that the same authors' published code spends on an MVTec AD category [authors]."""
+    return 10_000 if category in ("cable", "transistor") else 5_000
+
+
 def option(default, label: str, text: str, **checks):
     """A configuration field: its default, its origin, one sentence, and its `low`, `high` or `choices`."""
     metadata = {"label": label, "text": text, **checks}

@@ -58,3 +58,27 @@ def run_notebook(notebook: str | Path, output: str | Path, parameters: dict, log
         raise NotebookError(f"{error.ename}: {error.evalue}\n(the run so far: {partial})") from error
     os.replace(partial, output)
     return output
+
+
+def check_injected():
+    """For a notebook, after its parameters: papermill on its own sets unknown names in silence, here they are
+    a ValueError that lists the known ones. Does nothing where no parameters were injected."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    cells = shell.user_ns["In"] if shell else []
+    found = [i for i, source in enumerate(cells) if source.startswith("# Parameters\n")]
+    if not found:
+        return
+    known = _assigned(cells[found[-1] - 1])
+    unknown = [name for name in _assigned(cells[found[-1]]) if name not in known]
+    if unknown:
+        raise ValueError(f"this notebook has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that a cell assigns, those with a type last."""
+    body = ast.parse(source).body
+    targets = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -1,6 +1,7 @@
 """Headless notebooks: parameters are checked before anything runs, failures are told in one line."""
 
 import nbformat
+import papermill
 import pytest
 
 from dmdd_lite.runner import NOTEBOOKS, NotebookError, check_parameters, notebook_parameters, run_notebook
@@ -68,3 +69,18 @@ def test_the_main_job_has_exactly_these_parameters():
 
 def test_defaults_pass_their_own_check():
     check_parameters(REPRODUCTION, notebook_parameters(REPRODUCTION))
+
+
+@pytest.mark.parametrize("parameters, error", [({"steps": 4}, None), ({"step": 4}, "no parameter step")])
+def test_a_notebook_itself_refuses_what_papermill_lets_pass(notebook, tmp_path, parameters, error):
+    document = nbformat.read(notebook, 4)
+    check = "from dmdd_lite.runner import check_injected\n\ncheck_injected()"
+    document.cells.insert(1, nbformat.v4.new_code_cell(check))
+    nbformat.write(document, notebook)
+    arguments = (str(notebook), str(tmp_path / "ran.ipynb"), parameters)
+    if error is None:
+        cells = papermill.execute_notebook(*arguments, progress_bar=False).cells
+        assert cells[-1].outputs[0].text == "4\n"
+    else:
+        with pytest.raises(papermill.PapermillExecutionError, match=f"{error}; it has root, steps"):
+            papermill.execute_notebook(*arguments, progress_bar=False)

@@ -1,0 +1,68 @@
+"""What a training costs in operations, and the least time that they take on a device. [ours]
+
+One multiply-add counts as two operations. Only convolutions and matrix products are counted, as PyTorch's own
+counter does; what is left (norms, losses, synthesis, launches) makes the real time longer than the floor.
+"""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .config import Config
+from .device import autocast
+from .losses import distillation_maps
+from .model import DMDD, fusion_input
+from .teacher import empty_teacher
+
+
+class Operations(NamedTuple):
+    """Operations of one training pair (two views): the teacher forwards; student and fusion and back."""
+
+    teacher: int
+    student: int
+    fusion: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def pair_operations(config: Config) -> Operations:
+    """Count the operations of a pair, without computing any: on PyTorch's meta device, so that no weights are
+    needed. Raises TeacherError for an unknown teacher."""
+    teacher = empty_teacher(config.teacher, config.teacher_options)
+    model = DMDD(config, teacher).to("meta").train()
+    images = torch.empty(2, 3, config.image_size, config.image_size, device="meta")
+    with FlopCounterMode(display=False) as teaching:
+        features = model.teacher(images)
+    with FlopCounterMode(display=False) as learning:
+        output = model.student(images, features)
+        maps = tuple(distillation_maps(branch, features) for branch in output)
+        sum(m.sum() for branch in maps for m in branch).backward()
+    with FlopCounterMode(display=False) as fusing:
+        model.fusion(fusion_input(*maps)).logits.sum().backward()
+    return Operations(*(counter.get_total_flops() for counter in (teaching, learning, fusing)))
+
+
+@torch.no_grad()
+def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5) -> float:
+    """Operations a second that this device reaches on a 3 x 3 convolution of 128 channels, in the precision
+    that training uses there: the median of several timings."""
+    device = torch.device(device)
+    x = torch.randn(8, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False, device=device).to(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    seconds = []
+    with autocast(device):
+        for _ in range(repeats + 1):  # the first one warms up
+            began = time.perf_counter()
+            layer(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    return counter.get_total_flops() / statistics.median(seconds[1:])

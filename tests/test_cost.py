@@ -1,0 +1,36 @@
+"""The count of operations against a count by hand, layer by layer."""
+
+import pytest
+import torch
+from builders import tiny_config
+from torch import nn
+
+from dmdd_lite.cost import convolution_rate, pair_operations
+from dmdd_lite.teacher import build_teacher
+
+
+def test_teacher_operations_are_those_of_its_convolutions():
+    config = tiny_config()
+    teacher, counted = build_teacher(config.teacher, config.teacher_weights), []
+
+    def count(layer, inputs, output):
+        counted.append(2 * output.numel() * layer.weight[0].numel())
+
+    for layer in teacher.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(count)
+    teacher(torch.rand(2, 3, 64, 64))
+    assert pair_operations(config).teacher == sum(counted)
+
+
+def test_operations_grow_with_the_area_and_the_parts():
+    small, large = pair_operations(tiny_config()), pair_operations(tiny_config(image_size=128))
+    assert large.total == pytest.approx(4 * small.total, rel=0.02)
+    assert pair_operations(tiny_config(student_blocks=(2, 2, 2))).student > 1.2 * small.student
+    assert small.total == small.teacher + small.student + small.fusion
+
+
+def test_rate_is_operations_over_time(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("dmdd_lite.cost.time.perf_counter", lambda: float(next(clock)))
+    assert convolution_rate() == 2 * 8 * 128 * 64 * 64 * 128 * 9
