@@ -198,6 +198,18 @@ class Config:
     warmup: float = option(
         0.05, "ours", "share of the iterations with a rising learning rate", low=0.0, high=0.9
     )
+    precision: str = option(
+        "auto",
+        "ours",
+        "of the convolutions: 'auto' = bf16 where the device computes in it natively, else float32",
+        choices=("auto", "bf16", "float32"),
+    )
+    feature_memory: float = option(
+        2.0,
+        "ours",
+        "GB in which the teacher's features of the normal images may be kept instead of computed each time",
+        low=0.0,
+    )
     clip_norm: float = option(0.0, "ours", "most norm of the gradient, 0 = unlimited", low=0.0)
     holdout: float = option(
         0.1, "ours", "share of train/good kept out to set the decision threshold", low=0.0, high=0.5

@@ -73,7 +73,7 @@ class Detector:
         """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
         (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
         images = images.to(self.device).float() / 255
-        with autocast(self.device):
+        with autocast(self.device, self.config.precision):
             output = self.model(images.contiguous(memory_format=torch.channels_last))
         full = full_size_maps(output, self.config)
         scores = {name: image_scores(m, self.config).cpu() for name, m in full.items()}

@@ -1,5 +1,6 @@
 """Where computation runs, in which precision, and what the machine is: for results that can be compared."""
 
+import functools
 import platform
 import resource
 import sys
@@ -21,10 +22,29 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device):
-    """bf16 on GPUs that compute in it natively, else float32."""
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+def precision_of(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """What 'auto' (bf16 where the device computes in it natively), 'bf16' or 'float32' comes to there."""
+    if precision == "auto":
+        precision = "bf16" if _computes_bf16(device.type) else "float32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast(device: torch.device, precision: str = "auto"):
+    """Convolutions in the precision that is asked for; losses and norms' statistics stay float32."""
+    dtype = precision_of(device, precision)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+@functools.cache
+def _computes_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            flags = next((line for line in info if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return kind == "cpu" and bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 
 
 def peak_memory_mb(device: torch.device) -> float:

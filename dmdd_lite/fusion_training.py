@@ -43,7 +43,7 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
         for number in range(batches):
             batch = pairs.batch(number)
             views = torch.cat((batch.normal, batch.anomalous))
-            with autocast(views.device):
+            with autocast(views.device, model.config.precision):
                 output = model(views.contiguous(memory_format=torch.channels_last))
             seen = fusion_input(output.normality, output.abnormality)
             share = resize_mask(batch.mask, seen.shape[2:])

@@ -5,7 +5,6 @@ learns too, on maps detached from the student.
 """
 
 import dataclasses
-import hashlib
 import math
 import time
 from pathlib import Path
@@ -24,17 +23,16 @@ from .checkpoints import (
     save_finished,
 )
 from .config import Config, differences
-from .data import open_folder, open_train
 from .detector import Detector
-from .device import autocast, resolve_device
+from .device import autocast, precision_of, resolve_device
 from .files import Progress
 from .fusion_training import fusion_loss
-from .images import load_images
 from .losses import aim_loss, distillation_maps, ngm_loss
 from .model import DMDD, build_model, fusion_input
 from .student import is_standardised
-from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
-from .teacher import build_teacher
+from .synthesis import Pairs
+from .teacher import Teacher, build_teacher
+from .training_data import PairSource, TrainingData, load_training_data
 
 LOG_EVERY = 10  # iterations between two readings of the losses: each waits for the device
 
@@ -48,18 +46,6 @@ class Losses(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """What training sees, all on the device: images and held-out images uint8 (N, 3, S, S), foreground masks
-    bool (N, S, S) or None, textures uint8 (T, 3, S, S) or None; and a fingerprint of the files."""
-
-    images: Tensor
-    held_out: Tensor
-    foreground: Tensor | None
-    textures: Tensor | None
-    fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Training:
     """What `train` returns: the detector, the losses (columns iteration, ngm, aim, msn), the cost."""
 
@@ -67,63 +53,6 @@ class Training:
     history: pd.DataFrame
     seconds: float
     pairs_per_second: float
-
-
-def load_training_data(
-    config: Config,
-    data_root,
-    category: str,
-    texture_root="",
-    device: torch.device | str = "cpu",
-    progress=True,
-) -> TrainingData:
-    """Read and check train/good and the textures; never opens the test split. Raises DataError."""
-    paths = open_train(data_root, category)
-    texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
-    images = load_images(paths, config.image_size, "reading images" if progress else None)
-    foreground = foreground_masks(images, category, config.foreground)
-    rng = torch.Generator().manual_seed(config.seed)
-    held = round(config.holdout * len(paths))
-    if config.holdout > 0 and len(paths) > 1:
-        held = max(1, held)
-    order = torch.randperm(len(paths), generator=rng)
-    kept, out = order[held:].sort().values, order[:held].sort().values
-    textures = None
-    if texture_paths:
-        chosen = torch.randperm(len(texture_paths), generator=rng)[: config.texture_limit].tolist()
-        selected = [texture_paths[i] for i in sorted(chosen)]
-        textures = load_images(selected, config.image_size, "reading textures" if progress else None).to(
-            device
-        )
-    names = "\n".join([category, *(path.name for path in paths), *(path.name for path in texture_paths)])
-    return TrainingData(
-        images[kept].to(device),
-        images[out].to(device),
-        None if foreground is None else foreground[kept].to(device),
-        textures,
-        hashlib.sha256(names.encode()).hexdigest(),
-    )
-
-
-class PairSource:
-    """The pairs of every iteration, each a function of the seed and the iteration alone."""
-
-    def __init__(self, config: Config, data: TrainingData):
-        self.config, self.data = config, data
-        self.synthesizer = PairSynthesizer(config, data.textures)
-
-    def batch(self, iteration: int) -> Pairs:
-        """`batch_size` pairs on the data's device: images in a new order every epoch."""
-        count, start = len(self.data.images), iteration * self.config.batch_size
-        epochs = range(start // count, (start + self.config.batch_size - 1) // count + 1)
-        rngs = (step_generator(self.config.seed, "order", epoch) for epoch in epochs)
-        order = torch.cat([torch.randperm(count, generator=rng) for rng in rngs])
-        device = self.data.images.device
-        index = order[start - epochs[0] * count :][: self.config.batch_size].to(device)
-        normal = self.data.images[index].float() / 255
-        foreground = None if self.data.foreground is None else self.data.foreground[index]
-        rng = step_generator(self.config.seed, "pairs", iteration, device)
-        return self.synthesizer(normal, foreground, rng)
 
 
 class Trainer:
@@ -136,9 +65,10 @@ class Trainer:
         self.model = model.to(self.device, memory_format=torch.channels_last).train()
         self.pairs = PairSource(config, data)
         self.optimizers = {
-            "student": torch.optim.Adam(model.student.parameters(), config.learning_rate, config.betas),
-            "fusion": torch.optim.Adam(model.fusion.parameters(), config.fusion_learning_rate, config.betas),
+            "student": _adam(self.model.student, config.learning_rate, config.betas),
+            "fusion": _adam(self.model.fusion, config.fusion_learning_rate, config.betas),
         }
+        self.known = known_features(config, model.teacher, data)
         self.iteration = 0
         self.seconds = 0.0
         self.history: list[list[float]] = []
@@ -148,14 +78,23 @@ class Trainer:
         """Whether this iteration belongs to stage 2."""
         return self.iteration >= self.config.fusion_start * self.config.iterations
 
-    def losses(self, pairs: Pairs) -> Losses:
-        """L_NGM, L_AIM and, in stage 2, L_MSN of a batch. Batch norm sees either view on its own."""
+    def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
+        if self.known is None or index is None:
+            together = torch.cat(views).contiguous(memory_format=torch.channels_last)
+            features = [f.chunk(len(views)) for f in self.model.teacher(together)]
+            return [tuple(f[view] for f in features) for view in range(len(views))]
+        index = index.to(self.device)
+        others = [v.contiguous(memory_format=torch.channels_last) for v in views[1:]]
+        return [tuple(f[index] for f in self.known), *(self.model.teacher(view) for view in others)]
+
+    def losses(self, pairs: Pairs, index: Tensor | None = None) -> Losses:
+        """L_NGM, L_AIM and, in stage 2, L_MSN of a batch, its normal images those of `index`. Batch norm sees
+        either view on its own."""
         config, model = self.config, self.model
         views = [pairs.normal, pairs.anomalous] if config.pairs else [pairs.normal]
         masks = [torch.zeros_like(pairs.mask), pairs.mask][: len(views)]
-        together = torch.cat(views).contiguous(memory_format=torch.channels_last)
-        features = [f.chunk(len(views)) for f in model.teacher(together)]
-        teacher = [tuple(f[view] for f in features) for view in range(len(views))]  # T(x_n), T(x_a)
+        teacher = self.teacher_features(views, index)
         ngm = aim = torch.zeros((), device=self.device)
         maps = []
         for images, seen, mask in zip(views, teacher, masks, strict=True):
@@ -178,8 +117,9 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = base * learning_rate_factor(self.config, self.iteration)
             optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device):
-            losses = self.losses(self.pairs.batch(self.iteration))
+        pairs = self.pairs.batch(self.iteration)
+        with autocast(self.device, self.config.precision):
+            losses = self.losses(pairs, self.pairs.indices(self.iteration))
         total = losses.ngm + self.config.aim_weight * losses.aim
         (total + losses.msn if self.fusing else total).backward()
         if self.config.clip_norm:
@@ -216,6 +156,30 @@ class Trainer:
         self.model.fusion.load_state_dict(state["fusion"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+
+
+def _adam(network: torch.nn.Module, learning_rate: float, betas) -> torch.optim.Adam:
+    """Fused: one pass over all weights instead of several for each."""
+    return torch.optim.Adam(network.parameters(), learning_rate, betas, fused=True)
+
+
+@torch.no_grad()
+def known_features(config: Config, teacher: Teacher, data: TrainingData) -> tuple[Tensor, ...] | None:
+    """The teacher's features of all training images, kept because these never change: a tuple over scales of
+    (N, C_k, H_k, W_k). None where they would not fit into `feature_memory`, or a run sees no image twice."""
+    count, side = len(data.images), config.image_size
+    info = zip(teacher.info.channels, teacher.info.strides, strict=True)
+    low = precision_of(data.images.device, config.precision) is torch.bfloat16
+    size = count * sum(c * (side // s) ** 2 for c, s in info) * (2 if low else 4)
+    if size > 1e9 * config.feature_memory or config.iterations * config.batch_size < count:
+        return None
+    parts = []
+    with autocast(data.images.device, config.precision):
+        for images in data.images.split(8):
+            batch = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+            features = teacher(batch)
+            parts.append([f.bfloat16() if low else f for f in features])
+    return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
 
 
 def learning_rate_factor(config: Config, iteration: int) -> float:

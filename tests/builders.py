@@ -50,5 +50,6 @@ def tiny_config(**changes):
         "student_width": 16,
         "fusion_width": 4,
         "fusion_start": 0.3,
+        "precision": "float32",
     }
     return Config(**{**options, **changes})

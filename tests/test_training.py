@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy
 import pandas as pd
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_same_seed_same_weights(root):
     assert any(not torch.equal(weights(same[0].detector)[k], weights(same[2].detector)[k]) for k in fc)
 
 
-def interrupt(root, folder, stop, config=None):
+def interrupt(root, folder, stop):
     """A run stopped before iteration `stop`; its checkpoint lies in `folder`."""
     steps = Trainer.step
 
@@ -83,9 +84,10 @@ def interrupt(root, folder, stop, config=None):
             raise KeyboardInterrupt
         return steps(self)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
-        train(config or tiny_config(), root, "lever", "", folder, "cpu", checkpoint_every=1, progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(), root, "lever", "", folder, "cpu", checkpoint_every=1, progress=False)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
@@ -303,3 +305,37 @@ def test_wide_resnet50_trains_and_predicts_at_256_px(root):
     prediction = result.detector.predict(next((root / "lever/test/good").glob("*.png")))
     assert prediction.fused.shape == (64, 64)
     assert [m.shape for m in prediction.normality] == [(64, 64), (32, 32), (16, 16)]
+
+
+def test_kept_features_are_the_teachers(root):
+    config = tiny_config(feature_memory=1.0)
+    teacher = build_teacher(config.teacher, config.teacher_weights)
+    data = load_training_data(config, root, "lever", progress=False)
+    trainer = Trainer(config, build_model(config, teacher), data)
+    assert [len(scale) for scale in trainer.known] == [len(data.images)] * 3
+    pairs, index = trainer.pairs.batch(2), trainer.pairs.indices(2)
+    kept, computed = trainer.teacher_features(list(pairs[:2]), index), teacher(pairs.normal)
+    torch.testing.assert_close(kept[0], computed)
+    torch.testing.assert_close(kept[1], teacher(pairs.anomalous))
+    ngm = trainer.losses(pairs).ngm.item()
+    assert trainer.losses(pairs, index).ngm.item() == pytest.approx(ngm, rel=1e-4)
+
+
+def test_features_that_do_not_fit_are_computed_each_time(root):
+    config = tiny_config(feature_memory=0.0)
+    none = train(config, root, "lever", device="cpu", progress=False)
+    kept = train(config.replace(feature_memory=1.0), root, "lever", device="cpu", progress=False)
+    for name, weight in weights(none.detector).items():
+        torch.testing.assert_close(weight, weights(kept.detector)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_stays_near_float32(root):
+    low, full = (
+        train(tiny_config(precision=p), root, "lever", device="cpu", progress=False)
+        for p in ("bf16", "float32")
+    )
+    assert not torch.equal(*(r.detector.model.student.stages[0][0].skip[0].weight for r in (low, full)))
+    numpy.testing.assert_allclose(low.history["ngm"], full.history["ngm"], rtol=0.05)
+    image = next((root / "lever/test/good").glob("*.png"))
+    a, b = low.detector.predict(image).fused, full.detector.predict(image).fused
+    assert abs(a - b).mean() < 0.05
