@@ -16,7 +16,8 @@ from torch import Generator, Tensor
 
 from .config import NO_FOREGROUND, Config
 
-LATTICE = 64  # gradients per side; coordinates beyond wrap around
+LATTICE = 64  # gradients per side, a power of two; coordinates beyond wrap around
+CHUNK = 4  # pairs that are made at a time on a CPU, so that they stay in its cache: four times as fast as 64
 
 
 class Pairs(NamedTuple):
@@ -47,19 +48,21 @@ def perlin_noise(gradients: Tensor, cells: Tensor, angles: Tensor, shift: Tensor
     v = (sin * x + cos * y) * cells + shift[:, 1]
     u0, v0 = u.floor(), v.floor()
     fu, fv = u - u0, v - v0
-    corners = [_corner(gradients, u0, v0, fu, fv, du, dv) for dv in (0, 1) for du in (0, 1)]
+    slopes = torch.stack((torch.cos(gradients), torch.sin(gradients))).flatten(2)  # 2, B, L L
+    column, row = u0.int(), v0.int()
+    corners = [_corner(slopes, column + du, row + dv, fu - du, fv - dv) for dv in (0, 1) for du in (0, 1)]
     su, sv = _fade(fu), _fade(fv)
     return math.sqrt(2) * torch.lerp(
         torch.lerp(corners[0], corners[1], su), torch.lerp(corners[2], corners[3], su), sv
     )
 
 
-def _corner(gradients: Tensor, u0: Tensor, v0: Tensor, fu: Tensor, fv: Tensor, du: int, dv: int) -> Tensor:
-    """Dot product of one lattice corner's gradient with the way from that corner. (B, H, W)"""
-    side = gradients.shape[-1]
-    index = ((v0.long() + dv) % side) * side + (u0.long() + du) % side
-    direction = gradients.flatten(1).gather(1, index.flatten(1)).view_as(fu)
-    return torch.cos(direction) * (fu - du) + torch.sin(direction) * (fv - dv)
+def _corner(slopes: Tensor, column: Tensor, row: Tensor, du: Tensor, dv: Tensor) -> Tensor:
+    """Dot product of one lattice corner's gradient with the way (du, dv) from that corner. (B, H, W)"""
+    wrap = LATTICE - 1
+    index = ((row & wrap) * LATTICE + (column & wrap)).flatten(1).long()
+    x, y = (slope.gather(1, index).view_as(du) for slope in slopes)
+    return x * du + y * dv
 
 
 def _fade(t: Tensor) -> Tensor:
@@ -144,6 +147,15 @@ class PairSynthesizer:
 
     def __call__(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> Pairs:
         """normal (B, 3, H, W) in [0, 1]; foreground bool (B, H, W), None = everywhere; -> Pairs."""
+        size = CHUNK if normal.device.type == "cpu" else len(normal)
+        parts = []
+        for start in range(0, len(normal), size):
+            here = slice(start, start + size)
+            parts.append(self._few(normal[here], None if foreground is None else foreground[here], rng))
+        return Pairs(normal, *(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _few(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Anomalous views and masks of a few images."""
         batch, _, *size = normal.shape
         options = self.config
         noise = random_perlin(batch, size, options.perlin_scales, options.perlin_rotation, rng)
@@ -153,7 +165,7 @@ class PairSynthesizer:
         low, high = options.opacity
         opacity = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=normal.device)
         blended = torch.lerp(normal, self.texture(batch, size, rng), opacity)
-        return Pairs(normal, torch.where(mask[:, None] > 0, blended, normal), mask)
+        return torch.where(mask[:, None] > 0, blended, normal), mask
 
     def texture(self, batch: int, size, rng: Generator) -> Tensor:
         """Anomaly textures (B, 3, H, W) in [0, 1]."""
