@@ -12,6 +12,7 @@ import nbformat
 from PIL import Image
 
 LIMIT = 150_000
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def light_picture(data: str) -> str:
@@ -27,20 +28,26 @@ def light_picture(data: str) -> str:
     return base64.b64encode(written.getvalue()).decode()
 
 
+def light_output(output) -> bool:
+    """Lighten an output in place; False if nothing of it is worth keeping: stderr, or controls alone.
+
+    Controls are dead without their kernel; where a picture lies beside them, it is what stays.
+    """
+    data = output.get("data", {})
+    controls = data.pop(WIDGET, None)
+    if "image/png" in data:
+        data["image/png"] = light_picture(data["image/png"])
+        return True
+    return controls is None and output.get("name") != "stderr"
+
+
 def lighten(path: str):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        outputs = cell.get("outputs", [])
-        kept = [
-            o for o in outputs if o.get("name") != "stderr" and "widget-view" not in str(o.get("data", ""))
-        ]
-        for output in kept:
-            if "image/png" in output.get("data", {}):
-                output.data["image/png"] = light_picture(output.data["image/png"])
         if cell.cell_type == "code":
-            cell.outputs = kept
+            cell.outputs = [output for output in cell.outputs if light_output(output)]
     nbformat.write(notebook, path)
 
 

@@ -1,0 +1,52 @@
+"""Which images there are to explore: those of a folder, a category or an evaluation, and uploaded ones."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..data import Category, open_category, open_folder
+from ..evaluation import Evaluation
+from ..images import FORMATS, DataError, read_image
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to explore: a file, or the bytes of one; `defect` is its folder's name in a labelled set
+    ("good" is free of defects) and None where nothing is known."""
+
+    name: str
+    source: Path | bytes
+    defect: str | None = None
+    mask: Path | None = None
+
+
+def find_items(source: str | Path | Category | Evaluation) -> list[Item]:
+    """The images of an evaluation's or a category's test split, or of a folder with its sub-folders; a folder
+    in the MVTec AD layout (train/good and test below it) is taken as a category.
+
+    Raises DataError for a folder without images, TypeError for another kind of source.
+    """
+    if isinstance(source, Evaluation):
+        source = source.category
+    if isinstance(source, str | Path):
+        folder = Path(source)
+        if not ((folder / "train" / "good").is_dir() and (folder / "test").is_dir()):
+            found = open_folder(folder, recursive=True)
+            return [Item(path.relative_to(folder).as_posix(), path) for path in found]
+        folder = folder.resolve()
+        source = open_category(folder.parent, folder.name, check_files=False)
+    if not isinstance(source, Category):
+        kind = type(source).__name__
+        raise TypeError(f"explore a folder, a Category or an Evaluation, not {kind}")
+    return [Item(f"{t.defect}/{t.path.name}", t.path, t.defect, t.mask) for t in source.test]
+
+
+def read_bytes(data: bytes, name: str) -> torch.Tensor:
+    """An image file's content as uint8 (3, H, W). Raises DataError, naming it, if it is none."""
+    try:
+        return read_image(Image.open(io.BytesIO(data), formats=FORMATS))
+    except Exception as error:  # Pillow's decoders raise a dozen types for broken files
+        raise DataError(f"{name}: not a readable PNG, JPEG, BMP or TIFF image") from error

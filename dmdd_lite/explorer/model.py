@@ -1,0 +1,273 @@
+"""What the explorer shows, without any widgets: images, their maps, regions, distances and neighbours.
+
+`widgets.explore` puts controls in front of an `Explorer`; in a script it serves as well. All pixels of maps
+and masks are those of the detector's input (S, S), as in `evaluate`; a picked pixel is the image's own.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from ..data import Category
+from ..detector import Detector
+from ..evaluation import Evaluation
+from ..files import Progress
+from ..images import read_image, read_mask
+from ..losses import stack_maps
+from ..model import MAP_NAMES, ModelOutput, image_scores, smooth
+from .items import Item, find_items, read_bytes
+
+ALL_SCALES = 0
+BRANCHES = MAP_NAMES[1:]  # the maps that can be had at a single scale: normality, abnormality and their sum
+CACHED, BATCH = 8, 8  # images whose maps are kept; images predicted at once
+SIDE = 512  # longest side of a shown picture
+
+
+class Seen(NamedTuple):
+    """A predicted image: picture uint8 (h, w, 3) with a longest side of SIDE, the image's own (width,
+    height), the maps (S, S) by (name, scale), the output for one image, truth bool (S, S) or None."""
+
+    picture: np.ndarray
+    size: tuple[int, int]
+    maps: dict[tuple[str, int], np.ndarray]
+    output: ModelOutput
+    truth: np.ndarray | None
+
+
+class Reading(NamedTuple):
+    """What a threshold makes of a map: share is the part of the image above it; precision and recall of the
+    pixels are None where there is no ground truth, or nothing to divide by."""
+
+    score: float
+    threshold: float
+    regions: int
+    share: float
+    precision: float | None
+    recall: float | None
+
+    @property
+    def is_anomalous(self) -> bool:
+        return self.score > self.threshold
+
+
+class Distance(NamedTuple):
+    """1 - cosine to the teacher's feature at a pixel, in [0, 2], for both branches at one scale."""
+
+    scale: str
+    normality: float
+    abnormality: float
+
+
+class Explorer:
+    """Images of a folder, a category's test split or an evaluation, seen through a detector.
+
+    Of more than `limit` images that many are taken, evenly spaced (an evaluation is taken whole); all of them
+    are scored at once. Raises DataError for a folder without images or an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        source: str | Path | Category | Evaluation,
+        limit: int = 200,
+        progress: bool = True,
+    ):
+        self.detector, self.progress = detector, progress
+        found = find_items(source)
+        spaced = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
+        whole = isinstance(source, Evaluation)
+        self.items: list[Item] = found if whole else [found[i] for i in spaced]
+        self.left_out = len(found) - len(self.items)
+        self.count = len(self.items)  # uploads come after these
+        strides = detector.model.teacher.info.strides
+        self.scales = ("all scales", *(f"stride {stride}" for stride in strides))
+        self._seen: OrderedDict[int, Seen] = OrderedDict()
+        self._thumbnails: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._rows: dict[tuple[str, int], np.ndarray] = {}  # lowest, highest, image score of every image
+        if whole:
+            for name in MAP_NAMES:
+                maps, scores = source.maps[name], source.scores[name]
+                rows = (maps.min(axis=(1, 2)), maps.max(axis=(1, 2)), scores)
+                self._rows[name, ALL_SCALES] = np.stack(rows, axis=1)
+        else:
+            self._score_all()
+
+    # ---- images ---------------------------------------------------------------------------------------
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append an uploaded image file, scored, and return its index. Raises DataError if it is none."""
+        read_bytes(data, name)
+        self.items.append(Item(name, data))
+        index = len(self.items) - 1
+        maps = self.see(index).maps
+        for key, rows in self._rows.items():
+            row = _row(torch.from_numpy(maps[key][None]), self.detector.config)
+            self._rows[key] = np.concatenate((rows, row))
+        return index
+
+    def see(self, index: int) -> Seen:
+        """The image predicted, from the CACHED last ones or anew."""
+        if index in self._seen:
+            self._seen.move_to_end(index)
+            return self._seen[index]
+        item, size = self.items[index], self.detector.config.image_size
+        original = self._read(item)
+        maps, output = self._predict([original])
+        truth = None
+        if item.mask is not None:
+            truth = read_mask(item.mask, size).numpy()
+        elif item.defect is not None:
+            truth = np.zeros((size, size), dtype=bool)
+        share = SIDE / max(original.shape[1:])  # small ones grow: lines drawn on them stay thin
+        shown = [max(1, round(share * side)) for side in original.shape[:0:-1]]
+        pixels = Image.fromarray(original.permute(1, 2, 0).numpy()).resize(shown, Image.Resampling.BILINEAR)
+        own = {key: values[0].numpy() for key, values in maps.items()}
+        seen = Seen(np.asarray(pixels), (original.shape[2], original.shape[1]), own, output, truth)
+        self._seen[index] = seen
+        while len(self._seen) > CACHED:
+            self._seen.popitem(last=False)
+        return seen
+
+    def thumbnail(self, index: int, side: int = 128) -> tuple[np.ndarray, np.ndarray | None]:
+        """A small picture uint8 (h, w, 3), and the ground truth of the same size where there is one; read,
+        not predicted, and kept."""
+        if index not in self._thumbnails:
+            item = self.items[index]
+            pixels = Image.fromarray(self._read(item).permute(1, 2, 0).numpy())
+            pixels.thumbnail((side, side), Image.Resampling.BILINEAR)
+            truth = None
+            if item.mask is not None:
+                mask = Image.fromarray(read_mask(item.mask).numpy())
+                truth = np.asarray(mask.resize(pixels.size, Image.Resampling.NEAREST))
+            self._thumbnails[index] = np.asarray(pixels), truth
+        return self._thumbnails[index]
+
+    def is_bad(self, index: int) -> bool:
+        """Whether the image is anomalous: by its label, else by the detector's decision."""
+        defect = self.items[index].defect
+        if defect is not None:
+            return defect != "good"
+        return bool(self.scores("fused")[index] > self.detector.threshold)
+
+    @property
+    def is_labelled(self) -> bool:
+        return any(item.defect is not None for item in self.items)
+
+    # ---- maps and what a threshold makes of them ---------------------------------------------------------
+
+    def anomaly_map(self, index: int, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
+        """Smoothed map (S, S): `name` of MAP_NAMES, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse."""
+        return self.see(index).maps[name, scale]
+
+    def scores(self, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
+        """Image scores (N,) under the detector's rule; uploads at the end."""
+        return self._statistics(name, scale)[:, 2]
+
+    def limits(self, name: str = "fused", scale: int = ALL_SCALES) -> tuple[float, float]:
+        """The map's range over all images, which colours and the threshold share; of the fused map 0 to 1."""
+        if name == "fused":
+            return 0.0, 1.0
+        rows = self._statistics(name, scale)
+        low, high = float(rows[:, 0].min()), float(rows[:, 1].max())
+        return (low, high) if high > low else (low, low + 1e-6)
+
+    def threshold(self, name: str = "fused", scale: int = ALL_SCALES) -> float:
+        """Where a threshold starts: the detector's own, known for the fused map only; else, by the rule that
+        made that one, the quantile of the scores of these good images. [ours]"""
+        if name == "fused":
+            return self.detector.threshold
+        scores = self.scores(name, scale)[: self.count]
+        good = [score for index, score in enumerate(scores) if not self.is_bad(index)]
+        if not good:
+            return float(np.median(scores))
+        return float(np.quantile(good, self.detector.config.threshold_quantile))
+
+    def read(self, index: int, threshold: float, name: str = "fused", scale: int = ALL_SCALES) -> Reading:
+        """Regions (8-connected), precision and recall of the pixels above the threshold."""
+        above, truth = self.anomaly_map(index, name, scale) > threshold, self.see(index).truth
+        regions = ndimage.label(above, structure=np.ones((3, 3)))[1]
+        hits = None if truth is None else int((above & truth).sum())
+        precision = hits / int(above.sum()) if hits is not None and above.any() else None
+        recall = hits / int(truth.sum()) if hits is not None and truth.any() else None
+        score = float(self.scores(name, scale)[index])
+        return Reading(score, threshold, regions, float(above.mean()), precision, recall)
+
+    def distances(self, index: int, x: int, y: int) -> list[Distance]:
+        """Both branches' distances at a pixel of the image, 0 <= x < width, 0 <= y < height.
+
+        They are those of the cell that covers it at every scale, neither resized nor smoothed. Raises
+        IndexError outside the image.
+        """
+        seen = self.see(index)
+        width, height = seen.size
+        if not (0 <= x < width and 0 <= y < height):
+            raise IndexError(f"pixel ({x}, {y}) lies outside the image of {width} x {height} pixels")
+        found = []
+        pairs = zip(self.scales[1:], seen.output.normality, seen.output.abnormality, strict=True)
+        for scale, normality, abnormality in pairs:
+            row, column = y * normality.shape[1] // height, x * normality.shape[2] // width
+            found.append(Distance(scale, *(float(m[0, row, column]) for m in (normality, abnormality))))
+        return found
+
+    def neighbours(
+        self, index: int, name: str = "fused", scale: int = ALL_SCALES, count: int = 3
+    ) -> tuple[list[int], list[int]]:
+        """The good and the anomalous images whose scores are nearest to this one's, the nearest first."""
+        scores = self.scores(name, scale)
+        near = np.argsort(np.abs(scores[: self.count] - scores[index]), kind="stable").tolist()
+        good = [i for i in near if i != index and not self.is_bad(i)]
+        bad = [i for i in near if i != index and self.is_bad(i)]
+        return good[:count], bad[:count]
+
+    # ---- prediction -------------------------------------------------------------------------------------
+
+    def _read(self, item: Item) -> torch.Tensor:
+        return (
+            read_bytes(item.source, item.name) if isinstance(item.source, bytes) else read_image(item.source)
+        )
+
+    def _predict(self, originals: Sequence[torch.Tensor]):
+        """Images uint8 (3, H, W) -> maps (B, S, S) by (name, scale), and the model's output on the CPU."""
+        config = self.detector.config
+        size = config.image_size
+        batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
+        full, _, output = self.detector.maps(batch)
+        maps = {(name, ALL_SCALES): values for name, values in full.items()}
+        normality, abnormality = (
+            tuple(m.float().cpu() for m in b) for b in (output.normality, output.abnormality)
+        )
+        for k, pair in enumerate(zip(normality, abnormality, strict=True), start=1):
+            both = stack_maps(pair, (size, size))
+            single = (both[:, 0], both[:, 1], both.sum(1))
+            for name, values in zip(BRANCHES, single, strict=True):
+                maps[name, k] = smooth(values, config.smoothing_sigma * size / 256)
+        return maps, output._replace(normality=normality, abnormality=abnormality)
+
+    def _statistics(self, name: str, scale: int) -> np.ndarray:
+        if (name, scale) not in self._rows:
+            self._score_all()
+        return self._rows[name, scale]
+
+    def _score_all(self) -> None:
+        """Lowest value, highest value and image score of every map of every image, a batch at a time."""
+        parts: dict[tuple[str, int], list[np.ndarray]] = {}
+        with Progress(len(self.items), "scoring images", enabled=self.progress) as bar:
+            for start in range(0, len(self.items), BATCH):
+                batch = self.items[start : start + BATCH]
+                maps, _ = self._predict([self._read(item) for item in batch])
+                for key, values in maps.items():
+                    parts.setdefault(key, []).append(_row(values, self.detector.config))
+                bar.update(start + len(batch))
+        self._rows = {key: np.concatenate(rows) for key, rows in parts.items()}
+
+
+def _row(maps: torch.Tensor, config) -> np.ndarray:
+    """Lowest value, highest value and image score of maps (B, S, S): (B, 3)."""
+    rows = (maps.amin((1, 2)), maps.amax((1, 2)), image_scores(maps, config))
+    return torch.stack(rows, dim=1).numpy()

@@ -1,0 +1,107 @@
+"""What the explorer says: a sentence, and tables in HTML."""
+
+import base64
+from html import escape
+
+import numpy as np
+
+from .model import Distance, Explorer, Reading
+
+MAPS = {
+    "fused": ("Fused", "anomaly map of the segmentation network, in [0, 1]"),
+    "normality": (
+        "Normality",
+        "1 - cosine of the normality features: departs from what a good part looks like",
+    ),
+    "abnormality": ("Abnormality", "1 - cosine of the abnormality features: resembles synthetic damage"),
+    "sum": ("Sum", "normality and abnormality added"),
+}
+STYLE = """<style>
+.dmdd-explorer { max-width: 1060px; }
+.dmdd-explorer img { border-radius: 4px; }
+.dmdd-explorer .widget-toggle-buttons button { padding: 0 4px; }
+.dmdd-explorer .dmdd-caption { font-size: 12px; line-height: 1.4; opacity: .8; }
+.dmdd-explorer .dmdd-name { font-size: 12px; line-height: 1.4; white-space: nowrap; overflow: hidden; }
+.dmdd-explorer .dmdd-name { text-overflow: ellipsis; width: 0; min-width: 100%; }
+.dmdd-explorer .dmdd-swatch { display: inline-block; width: 18px; height: 3px; vertical-align: middle; }
+.dmdd-explorer .dmdd-swatch { margin: 0 4px 0 10px; border: 1px solid #333; }
+.dmdd-explorer .dmdd-key { font-weight: 400; font-size: 12px; opacity: .9; }
+.dmdd-explorer .widget-html-content img { width: 100%; display: block; margin-bottom: 3px; }
+.dmdd-explorer .dmdd-heading { font-weight: 600; font-size: 13px; line-height: 1.6; }
+.dmdd-explorer .dmdd-table { border-collapse: collapse; font-size: 13px; line-height: 1.5; width: 100%; }
+.dmdd-explorer .dmdd-table th { text-align: left; font-weight: 400; opacity: .8; padding: 2px 12px 2px 0; }
+.dmdd-explorer .dmdd-table td { text-align: right; font-variant-numeric: tabular-nums; padding: 2px 0; }
+.dmdd-explorer .dmdd-table tr { border-top: 1px solid rgba(128, 128, 128, .35); }
+.dmdd-explorer .dmdd-verdict { font-weight: 600; padding: 1px 9px; border-radius: 9px; color: #fff; }
+</style>"""
+
+
+def sentence(reading: Reading) -> str:
+    text = f"score {reading.score:.2f}, {reading.regions} region{'s' * (reading.regions != 1)}"
+    for name in ("precision", "recall"):
+        if (value := getattr(reading, name)) is not None:
+            text += f", {name} {value:.2f}"
+    return text
+
+
+def unit(explorer: Explorer, name: str, scale: int) -> str:
+    """What the numbers of a map's threshold mean, and where it starts."""
+    start = explorer.threshold(name, scale)
+    if name == "fused":
+        return f"Fused map, in [0, 1]. Starts at the detector's threshold, {start:.3f}."
+    parts = (1 if scale else len(explorer.scales) - 1) * (2 if name == "sum" else 1)
+    unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
+    quantile = explorer.detector.config.threshold_quantile
+    rule = "highest score" if quantile == 1 else f"{quantile:g} quantile of the scores"
+    return f"{MAPS[name][0]}: {unit}. Starts at the {rule} of the good images here, {start:.3f}."
+
+
+def legend(title: str, **lines: tuple[int, int, int]) -> str:
+    """A picture's heading and the meaning of the coloured lines in it; _ in their names is a space."""
+    swatches = "".join(
+        f'<span class=dmdd-swatch style="background: rgb{colour}"></span>{name.replace("_", " ")}'
+        for name, colour in lines.items()
+    )
+    return f"<div class=dmdd-heading>{title}<span class=dmdd-key>{swatches}</span></div>"
+
+
+def distance_table(found: list[Distance], x: int, y: int) -> str:
+    rows = [(d.scale, f"{d.normality:.3f}", f"{d.abnormality:.3f}") for d in found]
+    note = "1 − cosine, from 0 to 2, of the cell around the pixel, not smoothed."
+    return _table(
+        f"Pixel ({x}, {y}): distance to the teacher", [("", "normality", "abnormality"), *rows], note
+    )
+
+
+def reading_table(reading: Reading, truth: np.ndarray | None) -> str:
+    verdict, colour = ("anomalous", "#b3261e") if reading.is_anomalous else ("good", "#1b6e3c")
+    why = "no ground truth"
+    if truth is not None:
+        why = "nothing above the threshold" if truth.any() else "good image: nothing to find"
+    none = f"– ({why})"
+    shares = [none if v is None else f"{100 * v:.1f} %" for v in (reading.precision, reading.recall)]
+    rows = [
+        ("image score", f"{reading.score:.3f}"),
+        ("threshold", f"{reading.threshold:.3f}"),
+        ("decision", f'<span class="dmdd-verdict" style="background: {colour}">{verdict}</span>'),
+        ("regions above", f"{reading.regions}, {100 * reading.share:.2f} % of the image"),
+        ("pixel precision", shares[0]),
+        ("pixel recall", shares[1]),
+    ]
+    return _table("At this threshold", rows)
+
+
+def thumbnail(png: bytes, name: str, text: str) -> str:
+    """A small picture that readers of the page can hear, too, with its name and a text below."""
+    source = base64.b64encode(png).decode()
+    picture = f'<img src="data:image/png;base64,{source}" alt="{escape(name)}" title="{escape(name)}">'
+    return f"{picture}<div class=dmdd-name>{escape(name)}</div><div class=dmdd-caption>{text}</div>"
+
+
+def _table(title: str, rows: list[tuple[str, ...]], note: str = "") -> str:
+    """Rows of a name and values; the markup is the caller's."""
+    body = "".join(
+        f"<tr><th>{first}</th>{''.join(f'<td>{value}</td>' for value in rest)}</tr>" for first, *rest in rows
+    )
+    text = f"<div class=dmdd-heading>{title}</div><table class=dmdd-table>{body}</table>"
+    return text + (f"<div class=dmdd-caption>{note}</div>" if note else "")

@@ -1,0 +1,32 @@
+"""The explorer without controls: a matplotlib figure of what they would show."""
+
+from matplotlib.figure import Figure
+
+from .. import plots
+from . import pictures
+from .model import ALL_SCALES, Explorer
+from .readouts import sentence
+
+BLEND = 0.6  # at first
+
+
+def static_figure(
+    explorer: Explorer,
+    index: int,
+    name: str = "fused",
+    scale: int = ALL_SCALES,
+    threshold: float | None = None,
+    share: float = BLEND,
+) -> Figure:
+    """What the controls show, as a figure: the image with the ground truth, the blended picture, the map."""
+    threshold = explorer.threshold(name, scale) if threshold is None else threshold
+    seen, reading = explorer.see(index), explorer.read(index, threshold, name, scale)
+    height, width = seen.picture.shape[:2]
+    columns = {
+        "image": seen.picture[None],
+        f"above {threshold:.3g}": pictures.blended(explorer, index, name, scale, threshold, share)[None],
+        f"{name} map": pictures.resize(seen.maps[name, scale], (width, height))[None],
+    }
+    truth = None if seen.truth is None else pictures.resize(seen.truth, (width, height))[None]
+    title = f"{explorer.items[index].name} · {sentence(reading)}"
+    return plots.plot_panels(columns, [title], truth, {f"{name} map": explorer.limits(name, scale)})
