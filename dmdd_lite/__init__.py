@@ -1,14 +1,40 @@
 """dmdd-lite: learn, run and reproduce Dual-Modeling Decouple Distillation (ACM MM 2024).
 
-Modules by chapter: teacher, samples and data (01); synthesis (02); student and losses (03); fusion (04);
-training, evaluation, metrics and detector (05); config holds every choice with its origin.
+Modules by chapter: teacher, neighbours, samples and data (01); synthesis and realism (02); student, losses,
+training and zones (03); fusion and thresholds (04); evaluation, metrics, detector and reproduce (05). All
+choices, each with its origin, are in config.
 """
 
-from .config import Config
-from .data import open_category
-from .detector import Detector, Prediction
-from .evaluation import evaluate
-from .training import train
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .config import Config
+    from .data import open_category
+    from .detector import Detector, Prediction
+    from .evaluation import evaluate
+    from .training import train
+
 __all__ = ["Config", "Detector", "Prediction", "__version__", "evaluate", "open_category", "train"]
+
+_HOMES = {
+    "Config": "config",
+    "Detector": "detector",
+    "Prediction": "detector",
+    "evaluate": "evaluation",
+    "open_category": "data",
+    "train": "training",
+}
+
+
+def __getattr__(name: str):
+    """Import on first use: PyTorch and pandas take seconds, and many commands need neither."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
