@@ -53,18 +53,22 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
     return KeptMaps(torch.stack(maps), torch.stack(masks))
 
 
-def train_fusion(config: Config, kept: KeptMaps, progress: bool = True) -> nn.Module:
-    """A new fusion, as `config` describes it, trained for one pass over the kept maps at
-    `fusion_learning_rate`, decayed to zero. The same seed gives the same start to every fusion."""
+def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:
+    """A new fusion, as `config` describes it, trained for so many passes over the kept maps, varied anew in
+    each, at `fusion_learning_rate`, decayed to zero. The same seed gives the same start to every fusion."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        fusion = build_fusion(config, kept.maps.shape[2]).to(kept.maps.device)
+        fusion = build_fusion(config, kept.maps.shape[2])
+    fusion.to(kept.maps.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(fusion.parameters(), config.fusion_learning_rate, config.betas)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(kept.maps))
-    with Progress(len(kept.maps), "training the fusion", enabled=progress) as bar:
-        for iteration, (maps, masks) in enumerate(zip(*kept, strict=True)):
+    steps = passes * len(kept.maps)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with Progress(steps, "training the fusion", enabled=progress) as bar:
+        for iteration in range(steps):
+            maps, masks = (values[iteration % len(kept.maps)] for values in kept)
+            maps = maps.float().contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad(set_to_none=True)
-            fusion_loss(fusion, maps.float(), masks, config, iteration).backward()
+            fusion_loss(fusion, maps, masks, config, iteration).backward()
             optimizer.step()
             decay.step()
             bar.update(iteration + 1)

@@ -6,6 +6,24 @@ white. Nothing is shown or left open in pyplot: the caller displays the `Figure`
 `figures.save_figure`. One module a chapter: `results` for 05, the others named after their subject.
 """
 
+from .distillation import (
+    plot_answers,
+    plot_arrows,
+    plot_decoupling,
+    plot_gap,
+    plot_recall_by_depth,
+    plot_zones,
+)
+from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
+from .fusion import (
+    plot_ablation,
+    plot_groups,
+    plot_msn,
+    plot_outlines,
+    plot_threshold_choice,
+    plot_trust,
+    plot_weights,
+)
 from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
     plot_examples,
@@ -15,16 +33,47 @@ from .results import (
     plot_roc_and_pro,
     plot_score_histogram,
 )
+from .synthesis import (
+    plot_gradients,
+    plot_mosaic,
+    plot_noise,
+    plot_plane,
+    plot_strengths,
+    plot_thresholds,
+)
 
 __all__ = [
     "COLOUR_MAP",
     "DECISION",
     "TRUTH",
+    "feature_colours",
+    "plot_ablation",
+    "plot_answers",
+    "plot_arrows",
+    "plot_capacity",
+    "plot_channels",
+    "plot_decoupling",
+    "plot_distributions",
     "plot_examples",
+    "plot_gap",
+    "plot_gradients",
+    "plot_groups",
     "plot_losses",
+    "plot_mosaic",
+    "plot_msn",
+    "plot_noise",
+    "plot_outlines",
     "plot_overlay",
     "plot_pairs",
     "plot_panels",
+    "plot_plane",
+    "plot_recall_by_depth",
     "plot_roc_and_pro",
     "plot_score_histogram",
+    "plot_strengths",
+    "plot_threshold_choice",
+    "plot_thresholds",
+    "plot_trust",
+    "plot_weights",
+    "plot_zones",
 ]
