@@ -1,0 +1,207 @@
+"""Jobs on this machine: locks, shares of GPUs and cores, so many at a time, and the table that shows them."""
+
+import fcntl
+import subprocess
+import sys
+
+import pytest
+from builders import make_category
+from reproductions import planned, write_result_of
+
+from dmdd_lite.evaluation import METRICS
+from dmdd_lite.reproduction import board, jobs, schedule
+from dmdd_lite.reproduction.board import Board, Run, table
+from dmdd_lite.reproduction.jobs import Note, claim, holder
+
+
+@pytest.fixture
+def nuts(tmp_path):
+    """Two categories of the lightest kind, for what never computes on them."""
+    for name in ("nut", "bolt"):
+        make_category(tmp_path / "data", name)
+    return tmp_path / "data"
+
+
+# ---- locks --------------------------------------------------------------------------------------------
+
+
+def test_a_lock_ends_with_its_process(nuts, tmp_path):
+    job = planned(nuts, tmp_path)[0]
+    hold = "import sys, fcntl; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX)\n"
+    hold += "f.write('process 7 on x'); f.flush(); print('held', flush=True); sys.stdin.read()"
+    job.lock.parent.mkdir(parents=True)
+    command = [sys.executable, "-c", hold, str(job.lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert holder(job) == "process 7 on x"
+        with pytest.raises(jobs.Busy, match="process 7 on x"), claim(job, patience=0.3):
+            pass
+        process.kill()
+    assert holder(job) == ""
+    with claim(job, patience=0):
+        assert "process" in holder(job)
+    assert holder(job) == ""
+
+
+# ---- this machine -------------------------------------------------------------------------------------
+
+
+def test_places_share_gpus_and_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(schedule, "cores", lambda: 8)
+
+    def seen(jobs, device, gpus):
+        return [
+            (place.get("CUDA_VISIBLE_DEVICES"), place["OMP_NUM_THREADS"])
+            for place in schedule.places(jobs, device, gpus)
+        ]
+
+    assert seen(None, "auto", ["2", "5"]) == [("2", "4"), ("5", "4")]
+    assert seen(3, "cuda", ["2", "5"]) == [("2", "2"), ("5", "2"), ("2", "2")]
+    assert seen(None, "auto", []) == [(None, "8")]
+    assert seen(3, "cpu", ["2", "5"]) == [(None, "2")] * 3
+    assert seen(None, "cuda:1", ["0", "1"]) == [(None, "8")]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert seen(2, "auto", []) == [(None, "1")] * 2
+
+
+@pytest.mark.parametrize(
+    "given, count, names", [("", 2, ["0", "1"]), ("3, GPU-ab", 2, ["3", "GPU-ab"]), ("7", 0, [])]
+)
+def test_gpus_are_those_that_this_process_may_use(monkeypatch, given, count, names):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(schedule.torch.cuda, "device_count", lambda: count)
+    assert schedule.gpu_names() == names
+
+
+class Pretended:
+    """A process that has its result, or its failure, the second time it is looked at."""
+
+    most = now = 0
+
+    def __init__(self, job, environment):
+        self.job, self.looks = job, 0
+        Pretended.now += 1
+        Pretended.most = max(Pretended.most, Pretended.now)
+        Pretended.environments.append(environment)
+
+    def poll(self):
+        self.looks += 1
+        if self.looks < 2:
+            return None
+        if self.job.parameters["seed"] == 1:
+            return 1
+        write_result_of(self.job)
+        return 0
+
+    def note(self):
+        return Note(f"{self.looks}/2", "ngm 1")
+
+    def error(self):
+        return "ValueError: no"
+
+    def stop(self):
+        pass
+
+    def wait(self):
+        Pretended.now -= 1
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    monkeypatch.setattr(schedule, "Process", Pretended)
+    monkeypatch.setattr(schedule, "POLL", 0.01)
+    Pretended.most = Pretended.now = 0
+    Pretended.environments = []
+
+
+def test_so_many_at_a_time_and_failures_stop_no_other(nuts, tmp_path, pretended, capsys):
+    runs = [Run(job) for job in planned(nuts, tmp_path, "--seeds", "0", "1", "2")]
+    schedule.run_here(runs, [{"PLACE": "a"}, {"PLACE": "b"}], Board(live=False))
+    assert Pretended.most == 2
+    assert {place["PLACE"] for place in Pretended.environments} == {"a", "b"}
+    states = {run.job.name: (run.state, run.detail) for run in runs}
+    assert states["nut_seed0"] == states["bolt_seed2"] == ("done", "")
+    assert states["nut_seed1"] == states["bolt_seed1"] == ("failed", "ValueError: no")
+    assert len(Pretended.environments) == 6
+
+
+def test_what_another_command_runs_is_left_to_it_and_taken_up_when_it_lets_go(nuts, tmp_path, pretended):
+    runs = [Run(job) for job in planned(nuts, tmp_path)]
+    theirs, ours = runs
+    theirs.job.lock.parent.mkdir(parents=True)
+    seen = []
+
+    class Watch(Board):
+        def show(self, shown):
+            seen.append((theirs.state, ours.state))
+            if ours.state == "done":
+                lock.close()
+
+    lock = open(theirs.job.lock, "a")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    schedule.run_here(runs, [{}], Watch())
+    assert ("elsewhere", "done") in seen
+    assert [run.state for run in runs] == ["done", "done"]
+
+
+def test_what_another_command_has_finished_is_not_run_again(nuts, tmp_path, pretended):
+    runs = [Run(job) for job in planned(nuts, tmp_path)]
+    write_result_of(runs[1].job)
+    schedule.run_here(runs, [{}], Board(live=False))
+    assert len(Pretended.environments) == 1
+    assert [run.state for run in runs] == ["done", "done"]
+
+
+# ---- the live table -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(nuts, tmp_path, monkeypatch):
+    done, running, failed, waiting = [
+        Run(job) for job in planned(nuts, tmp_path, "--seeds", "0", "1", categories=("nut", "bolt"))
+    ]
+    done.end(
+        "done", result={"metrics": {"fused": dict.fromkeys(METRICS, 0.75) | {"aupro": 0.5}}, "seconds": 90.0}
+    )
+    monkeypatch.setattr(board.time, "monotonic", lambda: 1000.0)
+    running.start()
+    running.note = Note("50/600", "ngm 0.1  aim 0.2")
+    failed.start()
+    monkeypatch.setattr(board.time, "monotonic", lambda: 1030.0)
+    failed.end("failed", "ValueError: no")
+    return [done, running, failed, waiting]
+
+
+def test_the_table_tells_state_iteration_minutes_and_metrics(runs):
+    assert table(runs, 20, 100) == [
+        "run         state    iteration  minutes  image AUROC  pixel AUROC  AUPRO",
+        "nut_seed0   done                    1.5        75.00        75.00  50.00",
+        "bolt_seed0  running     50/600      0.5                                   ngm 0.1  aim 0.2",
+        "nut_seed1   failed                  0.5                                   ValueError: no",
+        "bolt_seed1  waiting",
+        "4 runs: 1 failed, 1 running, 1 done, 1 waiting",
+    ]
+
+
+def test_a_small_terminal_shows_first_what_asks_for_attention(runs):
+    lines = table(runs, 4, 30)
+    assert [line.split()[0] for line in lines] == ["run", "nut_seed1", "bolt_seed0", "4"]
+    assert max(map(len, lines)) <= 30
+
+
+def test_a_log_has_a_line_for_every_change_and_a_terminal_one_table(runs, capsys):
+    plain = Board(live=False)
+    plain.show(runs)
+    plain.show(runs)
+    assert capsys.readouterr().out.splitlines() == [
+        "nut_seed0  done  1.5 min  image AUROC 75.00  pixel AUROC 75.00  AUPRO 50.00",
+        "bolt_seed0  running  50/600  0.5 min  ngm 0.1  aim 0.2",
+        "nut_seed1  failed  0.5 min  ValueError: no",
+    ]
+    live = Board(live=True)
+    live.show(runs)
+    live.show(runs)
+    first, second = capsys.readouterr().out.split("\x1b[6F")
+    assert first == second
+    assert first.count("\n") == 6
