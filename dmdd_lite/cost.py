@@ -49,16 +49,16 @@ def pair_operations(config: Config) -> Operations:
 
 
 @torch.no_grad()
-def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5) -> float:
+def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5, precision: str = "auto") -> float:
     """Operations a second that this device reaches on a 3 x 3 convolution of 128 channels, in the precision
-    that training uses there: the median of several timings."""
+    of training: the median of several timings."""
     device = torch.device(device)
     x = torch.randn(8, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
     layer = nn.Conv2d(128, 128, 3, padding=1, bias=False, device=device).to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         layer(x)
     seconds = []
-    with autocast(device):
+    with autocast(device, precision):
         for _ in range(repeats + 1):  # the first one warms up
             began = time.perf_counter()
             layer(x)
