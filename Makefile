@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast lint figures clean
+.PHONY: demo reproduce test test-fast lint notebooks figures clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.demo
+
+# the paper's table: make reproduce DATA=data/mvtec_ad ARGS="--textures data/dtd/images --seeds 0 1 2"
+reproduce: export HF_HUB_OFFLINE = 0
+reproduce: $(VENV)/ready
+	@$(BIN)/python -m dmdd_lite.reproduce $(DATA) $(ARGS)
 
 test: $(VENV)/ready
 	@$(BIN)/python -m pytest
@@ -17,6 +22,10 @@ test-fast: $(VENV)/ready
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# the course run in place, with light outputs and its pictures in figures/
+notebooks: $(VENV)/ready
+	@DMDD_PROGRESS=none $(BIN)/python tools/run_course.py
 
 # the pictures of README.md, written by notebook 05
 figures: $(VENV)/ready

@@ -239,6 +239,10 @@ class Config:
         if self.image_size % 32:
             nearest = max(64, round(self.image_size / 32) * 32)
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
+        if self.student_bottleneck == 4 and self.image_size % 64:
+            raise ValueError(
+                f"student_bottleneck=4 needs an image_size that is a multiple of 64, got {self.image_size}"
+            )
         if self.student_blocks and (len(self.student_blocks) != 3 or min(self.student_blocks) < 1):
             raise ValueError(f"student_blocks must be () or three numbers from 1, got {self.student_blocks}")
         if not self.branches or len(set(self.branches)) < len(self.branches):

@@ -26,18 +26,6 @@ SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is in the page, seen or not
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
 }
-SMALL = """
-from dmdd_lite import open_category, train
-from dmdd_lite.config import Config
-from dmdd_lite.samples import write_samples
-from dmdd_lite.widgets import explore
-
-write_samples("samples", "pcb", size=64, train=6, good=3, per_defect=1)
-config = Config(teacher="embedded", image_size=64, iterations=12, batch_size=2, student_blocks=(1, 1, 1))
-trained = train(config, "samples", "pcb", device="cpu")
-explore(trained.detector, open_category("samples", "pcb"))
-"""
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -49,13 +37,9 @@ pytestmark = [
 # ---- a server, a browser, a notebook ------------------------------------------------------------------
 
 
-def mocked(notebook: Path | None, folder: Path) -> Path:
-    """A copy without outputs in `folder`, its parameters those that nbmake's mock gives; None: SMALL."""
-    if notebook is None:
-        copy = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SMALL)])
-    else:
-        copy = nbformat.read(notebook, 4)
-    copy.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+def mocked(notebook: Path, folder: Path) -> Path:
+    """A copy without outputs in `folder`, its parameters those that nbmake's mock gives."""
+    copy = nbformat.read(notebook, 4)
     for cell in copy.cells:
         if cell.cell_type == "code":
             mock = cell.metadata.get("nbmake", {}).get("mock", {})
@@ -172,7 +156,7 @@ def take(page, path: Path) -> Path:
 def test_explorer_in_jupyterlab(tmp_path):
     """Screenshots go to the folder that DMDD_SCREENSHOTS names, if any."""
     pictures = Path(os.environ.get("DMDD_SCREENSHOTS", tmp_path))
-    notebook = mocked(NOTEBOOK if NOTEBOOK.exists() else None, tmp_path)
+    notebook = mocked(NOTEBOOK, tmp_path)
     with jupyter_lab(tmp_path) as (url, token), chromium(pictures) as page:
         run_all(page, url, token, notebook)
         explorer = page.locator(".dmdd-explorer")

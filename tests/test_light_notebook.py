@@ -48,5 +48,15 @@ def test_controls_go_and_their_picture_stays(lightened):
 
 def test_pictures_fit_the_limit(lightened):
     picture = base64.b64decode(lightened.cells[0].outputs[1].data["image/png"])
-    assert len(base64.b64decode(png(300))) > TOOL["LIMIT"] >= len(picture)
+    assert len(base64.b64decode(png(300))) > TOOL["LIMITS"][0] >= len(picture)
     assert Image.open(io.BytesIO(picture)).size == (300, 300)
+
+
+def test_many_pictures_are_made_smaller_until_the_notebook_fits(tmp_path):
+    outputs = [new_output("display_data", {"image/png": png(280)}) for _ in range(6)]
+    nbformat.write(new_notebook(cells=[new_code_cell("1", outputs=outputs)]), tmp_path / "n.ipynb")
+    TOOL["lighten"](str(tmp_path / "n.ipynb"))
+    assert (tmp_path / "n.ipynb").stat().st_size <= TOOL["WHOLE"]
+    kept = nbformat.read(tmp_path / "n.ipynb", 4).cells[0].outputs
+    sizes = [len(base64.b64decode(output.data["image/png"])) for output in kept]
+    assert max(sizes) <= TOOL["LIMITS"][-1]
