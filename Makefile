@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# threads that wait give way: where another process works, spinning ones would make it all many times slower
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo reproduce test test-fast lint notebooks figures clean
 

@@ -5,10 +5,15 @@ training and zones (03); fusion and thresholds (04); evaluation, metrics, detect
 choices, each with its origin, are in config.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .version import __version__
+
+# Read by OpenMP when PyTorch is imported: threads that wait give way. Where another process works on the same
+# cores, spinning ones make a training many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from .config import Config
