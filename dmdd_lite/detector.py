@@ -18,7 +18,7 @@ from .data import open_folder
 from .device import autocast, resolve_device
 from .files import write_atomically, write_json
 from .images import read_image
-from .model import DMDD, build_model, full_size_maps, image_scores
+from .model import DMDD, ModelOutput, build_model, full_size_maps, image_scores
 from .teacher import empty_teacher
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
@@ -68,13 +68,17 @@ class Detector:
         detector.threshold = scores.double().quantile(model.config.threshold_quantile).item()
         return detector
 
+    def output(self, images: Tensor) -> ModelOutput:
+        """The model's own output, on its device, for images uint8 (B, 3, S, S)."""
+        images = images.to(self.device).float() / 255
+        with autocast(self.device, self.config.precision):
+            return self.model(images.contiguous(memory_format=torch.channels_last))
+
     @torch.inference_mode()
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
         (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
-        images = images.to(self.device).float() / 255
-        with autocast(self.device, self.config.precision):
-            output = self.model(images.contiguous(memory_format=torch.channels_last))
+        output = self.output(images)
         full = full_size_maps(output, self.config)
         scores = {name: image_scores(m, self.config).cpu() for name, m in full.items()}
         return {name: m.cpu() for name, m in full.items()}, scores, output

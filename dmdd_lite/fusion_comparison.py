@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from .config import Config
 from .data import Category, load_masks
 from .detector import Detector
-from .device import autocast
 from .evaluation import METRICS, Evaluation
 from .files import Progress
 from .fusion import build_fusion
@@ -47,9 +46,7 @@ def keep_output(
     outputs = []
     with Progress(len(images), "keeping maps", enabled=progress) as bar:
         for batch in images.split(batch_size):
-            batch = batch.to(detector.device).float() / 255
-            with autocast(detector.device, detector.config.precision):
-                outputs.append(detector.model(batch.contiguous(memory_format=torch.channels_last)))
+            outputs.append(detector.output(batch))
             bar.update(bar.done + len(batch))
 
     def join(parts) -> Tensor:

@@ -77,7 +77,7 @@ class NearestNeighbour:
         """Per batch and scale the features (patches of the batch, C_k) on the common grid."""
         size = _grid(images, self.stride)
         n = self.neighbourhood
-        for features in _features(self.teacher, images, batch):
+        for features in self.teacher.stream(images, batch):
             local = [F.avg_pool2d(f, n, 1, n // 2, count_include_pad=False) for f in features]
             scales = [F.interpolate(f, size, mode="bilinear", align_corners=False) for f in local]
             yield [scale.permute(0, 2, 3, 1).flatten(0, 2) for scale in scales]
@@ -122,7 +122,7 @@ class SubspaceStudent:
         sums = [torch.zeros(c, dtype=torch.float64, device=device) for c in teacher.info.channels]
         squares = [torch.zeros(c, c, dtype=torch.float64, device=device) for c in teacher.info.channels]
         counts = [0] * len(sums)
-        for features in _features(teacher, images, batch):
+        for features in teacher.stream(images, batch):
             for k, feature in enumerate(features):
                 pixels = feature.transpose(0, 1).flatten(1).double()  # C, B H W
                 sums[k] += pixels.sum(1)
@@ -156,17 +156,12 @@ class SubspaceStudent:
     @torch.no_grad()
     def maps(self, images: Tensor, share: float, sigma: float = 4.0, batch: int = 8) -> Tensor:
         """Sum of the distances over scales, smoothed: uint8 (N, 3, S, S) -> float32 (N, S, S) on the CPU."""
-        parts = (self.distances(f, share) for f in _features(self.teacher, images, batch))
+        parts = (self.distances(f, share) for f in self.teacher.stream(images, batch))
         return torch.cat([_full_size(part, images.shape[-2:], sigma) for part in parts])
 
 
 def _grid(images: Tensor, stride: int) -> tuple[int, int]:
     return images.shape[-2] // stride, images.shape[-1] // stride
-
-
-def _features(teacher: Teacher, images: Tensor, batch: int) -> Iterator[tuple[Tensor, ...]]:
-    for part in images.split(batch):
-        yield teacher(part.to(teacher.mean.device).float() / 255)
 
 
 def _full_size(coarse: list[Tensor], size: tuple[int, int], sigma: float) -> Tensor:

@@ -133,7 +133,7 @@ def measure(reference: Reference, synthetic: Patches, seed: int = 0) -> dict[str
 
     change: median distance to the same pixel of the paired normal image; strength: median distance to the
     nearest good patch; relative: strength over that of real defects; visible: share of patches farther from
-    the good ones than `reference.limit`; coverage: see `coverage`; auroc: see `two_sample_auroc`.
+    the good ones than `reference.limit`; coverage: see `covered`; auroc: see `two_sample_auroc`.
     """
     distance = nearest_distance(synthetic.features, reference.bank)
     strength = distance.median()

@@ -4,6 +4,7 @@ Following RD4AD and the same authors' published code, the default is an ImageNet
 layers 1 to 3 are used [authors]. Loading by name, from a file or at random is ours.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,11 @@ class Teacher(nn.Module):
         scales = range(len(self.info.channels))
         return [(getattr(self, f"feature_mean_{k}"), getattr(self, f"feature_std_{k}")) for k in scales]
 
+    def stream(self, images: Tensor, batch: int = 8) -> Iterator[tuple[Tensor, ...]]:
+        """Features of images uint8 (N, 3, H, W), on the teacher's device, `batch` images at a time."""
+        for part in images.split(batch):
+            yield self(part.to(self.mean.device).float() / 255)
+
     @torch.no_grad()
     def standardise(self, images: Tensor, batch: int = 8) -> "Teacher":
         """From now on every channel has mean 0 and variance 1 over these images, uint8 (N, 3, H, W). [ours]
@@ -82,11 +88,10 @@ class Teacher(nn.Module):
         """
         statistics = self._statistics()
         moments = [torch.zeros(2, m.shape[1], dtype=torch.float64, device=m.device) for m, _ in statistics]
-        for part in images.split(batch):
-            features = self(part.to(self.mean.device).float() / 255)
+        for features in self.stream(images, batch):
             for feature, moment in zip(features, moments, strict=True):
                 pixels = feature.transpose(0, 1).flatten(1).double()  # C, B H W
-                share = len(part) / len(images)
+                share = len(feature) / len(images)
                 moment += share * torch.stack((pixels.mean(1), pixels.square().mean(1)))
         for (mean, std), moment in zip(statistics, moments, strict=True):
             centre, square = moment[:, None, :, None, None]  # 1, C, 1, 1 each

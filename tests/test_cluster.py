@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from reproductions import arguments, small_data, small_notebook, until, written
+from reproductions import arguments, until, written
 
 from dmdd_lite import reproduce
 from dmdd_lite.reproduction import cluster
@@ -51,16 +51,6 @@ def worker(stack: ExitStack, address: str, folder: Path, name: str) -> subproces
     options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--resources", "GPU=1", "--name", name]
     options += ["--local-directory", str(folder / name)]
     return stack.enter_context(started("worker", address, *options, log=folder / f"{name}.log"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    return small_notebook(tmp_path_factory.mktemp("notebook") / "small.ipynb")
 
 
 @pytest.fixture(scope="module")

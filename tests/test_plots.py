@@ -3,7 +3,6 @@
 import os
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,15 +11,7 @@ from PIL import Image
 
 from dmdd_lite import figures, metrics, plots
 
-
-@pytest.fixture(autouse=True)
-def no_trace():
-    """No figure stays open in pyplot, and the caller's settings stay as they were."""
-    matplotlib.use("Agg")
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
+pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Figures of the distillation: what is drawn is what was given, and nothing stays open in pyplot."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,14 +9,7 @@ from dmdd_lite import figures, plots
 from dmdd_lite.plots import distillation
 from dmdd_lite.zones import split_zones
 
-
-@pytest.fixture(autouse=True)
-def no_trace():
-    matplotlib.use("Agg")
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
+pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 def test_decoupling_names_every_step_within_the_page(tmp_path):

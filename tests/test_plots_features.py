@@ -1,20 +1,11 @@
 """Figures of chapter 01: what is drawn, in which colours, and that pyplot keeps no trace of it."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from dmdd_lite import plots
 
-
-@pytest.fixture(autouse=True)
-def no_trace():
-    matplotlib.use("Agg")
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
+pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 def test_colours_show_the_largest_components_whatever_the_rotation():

@@ -1,20 +1,12 @@
 """Figures of the fusion: what is drawn is what was given."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from dmdd_lite import plots
 
-
-@pytest.fixture(autouse=True)
-def no_trace():
-    """No figure stays open in pyplot."""
-    matplotlib.use("Agg")
-    yield
-    assert plt.get_fignums() == []
+pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 @pytest.fixture

@@ -1,21 +1,12 @@
 """Figures of the synthetic pairs: what is drawn where, and that pyplot keeps no trace."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from dmdd_lite import figures, plots
 
-
-@pytest.fixture(autouse=True)
-def no_trace():
-    matplotlib.use("Agg")
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
+pytestmark = pytest.mark.usefixtures("no_trace")
 
 
 def test_gradients_point_from_the_lattice_points():

@@ -10,21 +10,11 @@ import nbformat
 import pandas as pd
 import pytest
 from builders import make_category
-from reproductions import arguments, planned, small_data, small_notebook, until, write_result_of, written
+from reproductions import arguments, planned, until, write_result_of, written
 
 from dmdd_lite import reproduce
 from dmdd_lite.config import Config
 from dmdd_lite.reproduction.jobs import ResultError, finished, holder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    return small_notebook(tmp_path_factory.mktemp("notebook") / "small.ipynb")
 
 
 @pytest.fixture

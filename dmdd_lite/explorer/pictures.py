@@ -7,19 +7,21 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
+from ..plots import panels
 from .model import Explorer
 
-TRUTH, DECISION, PICKED = (0, 229, 255), (255, 255, 255), (140, 255, 60)
+TRUTH, DECISION = (ImageColor.getrgb(colour) for colour in (panels.TRUTH, panels.DECISION))
+PICKED = (140, 255, 60)
 
 
 @cache
 def _palette() -> np.ndarray:
     from matplotlib import colormaps
 
-    return (255 * colormaps["inferno"](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
+    return (255 * colormaps[panels.COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
 
 
 def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

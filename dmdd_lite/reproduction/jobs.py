@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import Config, differences
-from ..demo import show_prints
+from ..demo import NOTEBOOK, show_prints
 from ..evaluation import result_path
-from ..runner import NOTEBOOKS, run_notebook
+from ..runner import run_notebook
 
-NOTEBOOK = NOTEBOOKS / "05_mvtec_reproduction.ipynb"
 FAILED, BUSY, INTERRUPTED = 1, 75, 130  # exit codes: the notebook stopped; another process has the job; ours
 PATIENCE = 20.0  # seconds that a job waits for its lock: whoever was killed with it needs some to let it go
 
