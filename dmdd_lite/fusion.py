@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .device import send
 
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: summed distances of 1.5 are as likely damaged as not
 
@@ -26,6 +27,13 @@ class FusionOutput(NamedTuple):
     weights: Tensor
 
 
+def average(x: Tensor, dims) -> Tensor:
+    """x.mean(dims, keepdim=True); as a sum whose gradient is divided before it is spread, because the other
+    order loses the channels-last layout, which makes every step after it slow."""
+    total = x.sum(dims, keepdim=True)
+    return total * (total.numel() / x.numel())
+
+
 class ChannelAttention(nn.Module):
     """Squeeze and excitation: one gate in (0, 1) a channel from the image's mean and maximum. [ours]"""
 
@@ -37,7 +45,7 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.gate(x.mean((2, 3), keepdim=True)) + self.gate(x.amax((2, 3), keepdim=True))
+        pooled = self.gate(average(x, (2, 3))) + self.gate(nn.functional.adaptive_max_pool2d(x, 1))
         return pooled.sigmoid()  # B, C, 1, 1
 
 
@@ -49,7 +57,8 @@ class SpatialAttention(nn.Module):
         self.gate = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(torch.stack((x.mean(1), x.amax(1)), dim=1)).sigmoid()  # B, 1, H, W
+        highest = x.movedim(1, -1).max(-1).values[:, None]  # amax counts ties, at several times the cost
+        return self.gate(torch.cat((average(x, 1), highest), dim=1)).sigmoid()  # B, 1, H, W
 
 
 class CoordinateAttention(nn.Module):
@@ -62,9 +71,11 @@ class CoordinateAttention(nn.Module):
         self.rows, self.columns = nn.Conv2d(hidden, channels, 1), nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.rows(self.squeeze(x.mean(3, keepdim=True)))  # B, C, H, 1
-        columns = self.columns(self.squeeze(x.mean(2, keepdim=True)))  # B, C, 1, W
-        return rows.sigmoid() * columns.sigmoid()
+        # as (B, H, W, C), where sums along one axis of the image, here and in the gradient, are fast
+        across, down = (average(x.movedim(1, -1), axis).movedim(-1, 1) for axis in (2, 1))
+        rows, columns = self.rows(self.squeeze(across)), self.columns(self.squeeze(down))
+        gates = rows.movedim(1, -1).sigmoid() * columns.movedim(1, -1).sigmoid()
+        return gates.movedim(-1, 1)  # B, C, H, W
 
 
 class SelfAttention(nn.Module):
@@ -101,7 +112,7 @@ def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:
     batch, count = maps.shape[:2]
     image = torch.randn(batch, 1, 1, 1, generator=rng)
     single = torch.randn(batch, count, 1, 1, generator=rng)
-    return maps * torch.exp(spread * (image + single / 2)).to(maps.device)
+    return maps * send(torch.exp(spread * (image + single / 2)), maps.device)
 
 
 def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -178,10 +189,10 @@ class SegmentationNetwork(nn.Module):
     def forward(self, maps: Tensor) -> FusionOutput:
         seen = torch.cat([perceive(maps) for perceive in self.perceptions], dim=1)  # B, P W, H, W
         for attention in self.attentions.values():
-            seen = seen + seen * attention(seen)
+            seen = seen * (1 + attention(seen))
         weights = 1 + torch.tanh(self.reweight(seen))  # B, K, H, W
         weighted = weights * maps
-        correction = self.head(torch.cat((seen, weighted), dim=1))[:, 0]
+        correction = self.head(torch.cat((seen, weighted.to(seen.dtype)), dim=1))[:, 0]
         logits = self.gain * weighted.sum(1) + self.bias + correction
         return FusionOutput(_with_plain(maps, logits, self.skip), logits, weights)
 
