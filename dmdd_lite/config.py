@@ -204,6 +204,12 @@ class Config:
         "of the convolutions: 'auto' = bf16 where the device computes in it natively, else float32",
         choices=("auto", "bf16", "float32"),
     )
+    compile: bool = option(
+        False,
+        "ours",
+        "torch.compile the networks that are trained, and train without where that fails; for GPUs: it gains "
+        "nothing on a CPU",
+    )
     feature_memory: float = option(
         2.0,
         "ours",

@@ -1,5 +1,6 @@
 """Where computation runs, in which precision, and what the machine is: for results that can be compared."""
 
+import ctypes
 import functools
 import platform
 import resource
@@ -45,6 +46,26 @@ def _computes_bf16(kind: str) -> bool:
     except OSError:
         return False
     return kind == "cpu" and bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the CPU on the device, without waiting for what that still computes."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def keep_freed_memory():
+    """Keep freed memory in this process instead of handing it back and asking for it again in each step of a
+    training, which takes page faults; glibc's allocator only, elsewhere it does nothing."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**30)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,18 +1,12 @@
-"""Training: distillation of both branches, then the segmentation network beside it; resumable, atomic.
-
-Stage 1, distillation only, is the first `fusion_start` of the iterations; in stage 2 the segmentation network
-learns too, on maps detached from the student.
-"""
+"""Training a category: loaded if finished, resumed if interrupted; progress, checkpoints, the detector."""
 
 import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .checkpoints import (
     CHECKPOINT,
@@ -22,27 +16,30 @@ from .checkpoints import (
     save_checkpoint,
     save_finished,
 )
-from .config import Config, differences
+from .config import Config
 from .detector import Detector
-from .device import autocast, precision_of, resolve_device
+from .device import resolve_device
 from .files import Progress
-from .fusion_training import fusion_loss
-from .losses import aim_loss, distillation_maps, ngm_loss
-from .model import DMDD, build_model, fusion_input
+from .model import build_model
 from .student import is_standardised
-from .synthesis import Pairs
-from .teacher import Teacher, build_teacher
+from .teacher import build_teacher
+from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data
 
-LOG_EVERY = 10  # iterations between two readings of the losses: each waits for the device
+__all__ = [
+    "LossReader",
+    "PairSource",
+    "Trainer",
+    "Training",
+    "TrainingData",
+    "TrainingError",
+    "learning_rate_factor",
+    "load_training_data",
+    "run",
+    "train",
+]
 
-
-class Losses(NamedTuple):
-    """Scalars of one iteration; msn is NaN in stage 1."""
-
-    ngm: Tensor
-    aim: Tensor
-    msn: Tensor
+LOG_EVERY = 10  # iterations between two looks at the losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,141 +52,60 @@ class Training:
     pairs_per_second: float
 
 
-class Trainer:
-    """The state of one run, advanced by `step`; every random draw is a function of seed and iteration, so
-    that a checkpoint needs no generator state."""
+class LossReader:
+    """Brings the losses of a trainer into its history without ever stopping the device: `read` starts a copy
+    of the newest ones and takes in those of the call before, which have arrived by then.
 
-    def __init__(self, config: Config, model: DMDD, data: TrainingData):
-        self.config, self.data = config, data
-        self.device = data.images.device
-        self.model = model.to(self.device, memory_format=torch.channels_last).train()
-        self.pairs = PairSource(config, data)
-        self.optimizers = {
-            "student": _adam(self.model.student, config.learning_rate, config.betas),
-            "fusion": _adam(self.model.fusion, config.fusion_learning_rate, config.betas),
-        }
-        self.known = known_features(config, model.teacher, data)
-        self.iteration = 0
-        self.seconds = 0.0
-        self.history: list[list[float]] = []
+    Raises TrainingError at a loss that is not finite.
+    """
 
-    @property
-    def fusing(self) -> bool:
-        """Whether this iteration belongs to stage 2."""
-        return self.iteration >= self.config.fusion_start * self.config.iterations
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.waiting: list[tuple[int, torch.Tensor]] = []  # on the device
+        self.coming: tuple[list[int], torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
-        """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
-        if self.known is None or index is None:
-            together = torch.cat(views).contiguous(memory_format=torch.channels_last)
-            features = [f.chunk(len(views)) for f in self.model.teacher(together)]
-            return [tuple(f[view] for f in features) for view in range(len(views))]
-        index = index.to(self.device)
-        others = [v.contiguous(memory_format=torch.channels_last) for v in views[1:]]
-        return [tuple(f[index] for f in self.known), *(self.model.teacher(view) for view in others)]
+    def add(self, iteration: int, losses: Losses):
+        self.waiting.append((iteration, torch.stack(losses)))
 
-    def losses(self, pairs: Pairs, index: Tensor | None = None) -> Losses:
-        """L_NGM, L_AIM and, in stage 2, L_MSN of a batch, its normal images those of `index`. Batch norm sees
-        either view on its own."""
-        config, model = self.config, self.model
-        views = [pairs.normal, pairs.anomalous] if config.pairs else [pairs.normal]
-        masks = [torch.zeros_like(pairs.mask), pairs.mask][: len(views)]
-        teacher = self.teacher_features(views, index)
-        ngm = aim = torch.zeros((), device=self.device)
-        maps = []
-        for images, seen, mask in zip(views, teacher, masks, strict=True):
-            output = model.student(images, seen)
-            if output.normality:
-                ngm = ngm + ngm_loss(output.normality, teacher[0], config.ngm_form)
-            if output.abnormality:
-                aim = aim + aim_loss(output.abnormality, seen, mask, config.aim_form, config.aim_balanced)
-            if self.fusing:
-                maps.append(fusion_input(*(distillation_maps(branch, seen) for branch in output)))
-        if not maps:
-            return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
-        fused = fusion_loss(model.fusion, torch.cat(maps), torch.cat(masks), config, self.iteration)
-        return Losses(ngm, aim, fused)
+    def read(self, everything: bool = False):
+        """everything: wait for the newest ones too."""
+        self._take_in()
+        if self.waiting:
+            iterations, losses = zip(*self.waiting, strict=True)
+            self.coming = (list(iterations), *self._send(torch.stack(losses)))
+            self.waiting.clear()
+        if everything or self.trainer.device.type != "cuda":
+            self._take_in()
 
-    def step(self) -> Losses:
-        """One iteration: pairs, losses, and a step of the networks that learn in this stage."""
-        for name, optimizer in self.optimizers.items():
-            base = self.config.learning_rate if name == "student" else self.config.fusion_learning_rate
-            for group in optimizer.param_groups:
-                group["lr"] = base * learning_rate_factor(self.config, self.iteration)
-            optimizer.zero_grad(set_to_none=True)
-        pairs = self.pairs.batch(self.iteration)
-        with autocast(self.device, self.config.precision):
-            losses = self.losses(pairs, self.pairs.indices(self.iteration))
-        total = losses.ngm + self.config.aim_weight * losses.aim
-        (total + losses.msn if self.fusing else total).backward()
-        if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.student.parameters(), self.config.clip_norm)
-        self.optimizers["student"].step()
-        if self.fusing:
-            self.optimizers["fusion"].step()
-        self.iteration += 1
-        return Losses(*(loss.detach() for loss in losses))
+    @staticmethod
+    def _send(losses: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        if losses.device.type != "cuda":
+            return losses.cpu(), None
+        arrived = torch.cuda.Event()
+        copy = torch.empty(losses.shape, pin_memory=True).copy_(losses, non_blocking=True)
+        arrived.record(torch.cuda.current_stream(losses.device))
+        return copy, arrived
 
-    def state(self) -> dict:
-        """Plain tensors and numbers from which `restore` goes on to the same weights."""
-        return {
-            "config": self.config.to_dict(),
-            "data": self.data.fingerprint,
-            "iteration": self.iteration,
-            "seconds": self.seconds,
-            "history": self.history,
-            "student": self.model.student.state_dict(),
-            "fusion": self.model.fusion.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-        }
+    def _take_in(self):
+        if self.coming is None:
+            return
+        iterations, losses, arrived = self.coming
+        self.coming = None
+        if arrived is not None:
+            arrived.synchronize()
+        for iteration, row in zip(iterations, losses.tolist(), strict=True):
+            self._check(iteration, row)
+            self.trainer.history.append([iteration, *row])
 
-    def restore(self, state: dict):
-        """Raises TrainingError if the state is of another configuration or other images."""
-        changed = differences(Config.from_dict(state["config"]), self.config)
-        if state["data"] != self.data.fingerprint:
-            changed.append("the training or texture images differ")
-        if changed:
-            raise TrainingError(f"the checkpoint is of another run ({'; '.join(changed)})")
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.history = [list(row) for row in state["history"]]
-        self.model.student.load_state_dict(state["student"])
-        self.model.fusion.load_state_dict(state["fusion"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-
-
-def _adam(network: torch.nn.Module, learning_rate: float, betas) -> torch.optim.Adam:
-    """Fused: one pass over all weights instead of several for each."""
-    return torch.optim.Adam(network.parameters(), learning_rate, betas, fused=True)
-
-
-@torch.no_grad()
-def known_features(config: Config, teacher: Teacher, data: TrainingData) -> tuple[Tensor, ...] | None:
-    """The teacher's features of all training images, kept because these never change: a tuple over scales of
-    (N, C_k, H_k, W_k). None where they would not fit into `feature_memory`, or a run sees no image twice."""
-    count, side = len(data.images), config.image_size
-    info = zip(teacher.info.channels, teacher.info.strides, strict=True)
-    low = precision_of(data.images.device, config.precision) is torch.bfloat16
-    size = count * sum(c * (side // s) ** 2 for c, s in info) * (2 if low else 4)
-    if size > 1e9 * config.feature_memory or config.iterations * config.batch_size < count:
-        return None
-    parts = []
-    with autocast(data.images.device, config.precision):
-        for images in data.images.split(8):
-            batch = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-            features = teacher(batch)
-            parts.append([f.bfloat16() if low else f for f in features])
-    return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
-
-
-def learning_rate_factor(config: Config, iteration: int) -> float:
-    """Share of the full learning rate: a linear warm-up, then constant or half a cosine to zero. [ours]"""
-    warm = config.warmup * config.iterations
-    if iteration < warm:
-        return (iteration + 1) / math.ceil(warm)
-    if config.schedule == "constant":
-        return 1.0
-    return 0.5 + 0.5 * math.cos(math.pi * (iteration - warm) / (config.iterations - warm))
+    def _check(self, iteration: int, row: list[float]):
+        config = self.trainer.config
+        for name, value in zip(Losses._fields, row, strict=True):
+            off = name == "msn" and iteration < config.fusion_start * config.iterations
+            if not math.isfinite(value) and not off:
+                raise TrainingError(
+                    f"L_{name.upper()} is {value} at iteration {iteration}: lower learning_rate "
+                    f"(now {config.learning_rate}) or set clip_norm=1; the last checkpoint is intact"
+                )
 
 
 def run(trainer: Trainer, checkpoint: Path | None = None, every: int = 100, progress: bool = True):
@@ -197,21 +113,18 @@ def run(trainer: Trainer, checkpoint: Path | None = None, every: int = 100, prog
 
     Raises TrainingError when a loss is not finite; such a state is never saved.
     """
-    config, waiting, began = trainer.config, [], time.perf_counter()
+    config, losses, began = trainer.config, LossReader(trainer), time.perf_counter()
     before = trainer.seconds
     with Progress(config.iterations, "training", trainer.iteration, progress) as bar:
         try:
             while trainer.iteration < config.iterations:
-                waiting.append((trainer.iteration, torch.stack(trainer.step())))
+                losses.add(trainer.iteration, trainer.step())
                 last = trainer.iteration == config.iterations
                 due = checkpoint and (trainer.iteration % every == 0 or last)
                 if due or last or trainer.iteration % LOG_EVERY == 0:
-                    _read(trainer, waiting)
+                    losses.read(everything=bool(due or last))
                     trainer.seconds = before + time.perf_counter() - began
-                    bar.update(
-                        trainer.iteration,
-                        "ngm {:.3f}  aim {:.3f}  msn {:.3f}".format(*trainer.history[-1][1:]),
-                    )
+                    bar.update(trainer.iteration, _told(trainer.history))
                 if due:
                     save_checkpoint(checkpoint, trainer)
         except KeyboardInterrupt:
@@ -220,19 +133,8 @@ def run(trainer: Trainer, checkpoint: Path | None = None, every: int = 100, prog
             raise
 
 
-def _read(trainer: Trainer, waiting: list):
-    """Move losses from the device into the history; stop on NaN or infinity."""
-    rows = torch.stack([losses for _, losses in waiting]).tolist()
-    for (iteration, _), row in zip(waiting, rows, strict=True):
-        for name, value in zip(Losses._fields, row, strict=True):
-            off = name == "msn" and iteration < trainer.config.fusion_start * trainer.config.iterations
-            if not math.isfinite(value) and not off:
-                raise TrainingError(
-                    f"L_{name.upper()} is {value} at iteration {iteration}: lower learning_rate "
-                    f"(now {trainer.config.learning_rate}) or set clip_norm=1; the last checkpoint is intact"
-                )
-        trainer.history.append([iteration, *row])
-    waiting.clear()
+def _told(history: list[list[float]]) -> str:
+    return "ngm {:.3f}  aim {:.3f}  msn {:.3f}".format(*history[-1][1:]) if history else ""
 
 
 def train(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .config import Config
 from .data import open_folder, open_train
+from .device import send
 from .images import load_images
 from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
 
@@ -78,7 +79,7 @@ class PairSource:
     def batch(self, iteration: int) -> Pairs:
         """`batch_size` pairs on the data's device."""
         device = self.data.images.device
-        index = self.indices(iteration).to(device)
+        index = send(self.indices(iteration), device)
         normal = self.data.images[index].float() / 255
         foreground = None if self.data.foreground is None else self.data.foreground[index]
         rng = step_generator(self.config.seed, "pairs", iteration, device)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from builders import tiny_config
 
+from dmdd_lite import trainer as trainer_module
 from dmdd_lite import training
 from dmdd_lite.data import DataError
 from dmdd_lite.losses import flat_distance
@@ -190,14 +191,14 @@ def test_other_training_images_are_noticed(root, only_train, tmp_path):
 
 
 def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
-    real = training.ngm_loss
+    real = trainer_module.ngm_loss
     calls = []
 
     def broken(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) > 6 else 1)
 
-    monkeypatch.setattr(training, "ngm_loss", broken)
+    monkeypatch.setattr(trainer_module, "ngm_loss", broken)
     with pytest.raises(TrainingError, match=r"L_NGM is nan at iteration 3: lower learning_rate"):
         train(tiny_config(), root, "lever", "", tmp_path, "cpu", checkpoint_every=1, progress=False)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -339,3 +340,91 @@ def test_bf16_stays_near_float32(root):
     image = next((root / "lever/test/good").glob("*.png"))
     a, b = low.detector.predict(image).fused, full.detector.predict(image).fused
     assert abs(a - b).mean() < 0.05
+
+
+def gradients(trainer):
+    networks = (trainer.model.student, trainer.model.fusion)
+    return [p.grad.clone() for network in networks for p in network.parameters() if p.grad is not None]
+
+
+def test_gradients_view_by_view_are_those_of_all_losses_at_once(root):
+    config = tiny_config(fusion_start=0.0, aim_weight=0.7)
+    together, apart = make_trainer(root, config), make_trainer(root, config)
+    pairs = together.pairs.batch(0)
+    losses = together.losses(pairs)
+    (losses.ngm + 0.7 * losses.aim + losses.msn).backward()
+    found = apart.losses(pairs, learn=True)
+    torch.testing.assert_close(torch.stack(found), torch.stack(losses))
+    assert len(gradients(apart)) == sum(1 for p in apart.model.parameters() if p.requires_grad)
+    for one, other in zip(gradients(apart), gradients(together), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class Reading(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the operations after which a GPU would have to be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = name == "index" and any(i is not None and i.dtype is torch.bool for i in args[1])
+        if masks or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_iteration_reads_nothing_back_from_the_device(root):
+    trainer = make_trainer(root, tiny_config(fusion_start=0.0, feature_memory=1.0))
+    pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
+    with Reading() as reading:
+        trainer.pairs.batch = lambda _: pairs
+        trainer.pairs.indices = lambda _: index
+        losses = trainer.step()
+        assert reading.found == []
+        assert losses.msn.item() > 0
+    assert reading.found == ["_local_scalar_dense"]
+
+
+def test_losses_are_read_late_and_in_order(root):
+    trainer = make_trainer(root, tiny_config())
+    reader, rows = training.LossReader(trainer), [trainer_module.Losses(*torch.rand(3)) for _ in range(5)]
+    for iteration, row in enumerate(rows):
+        reader.add(iteration, row)
+        if iteration in (1, 2):
+            reader.read()
+    assert [row[0] for row in trainer.history] == [0, 1, 2]
+    reader.read(everything=True)
+    assert trainer.history == [[i, *torch.stack(row).tolist()] for i, row in enumerate(rows)]
+
+
+def test_compiled_networks_learn_the_same(root, monkeypatch):
+    plain = train(tiny_config(), root, "lever", device="cpu", progress=False)
+    compiled, compiler = [], torch.compile
+
+    def traced(network):
+        compiled.append(network)
+        return compiler(network, backend="aot_eager")  # the whole way but for the code generator
+
+    monkeypatch.setattr(torch, "compile", traced)
+    traced_too = train(tiny_config(compile=True), root, "lever", device="cpu", progress=False)
+    assert len(compiled) == 3
+    for name, weight in weights(plain.detector).items():
+        torch.testing.assert_close(weight, weights(traced_too.detector)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_training_goes_on_without_a_compiler_that_fails(root, monkeypatch):
+    plain = train(tiny_config(), root, "lever", device="cpu", progress=False)
+
+    def broken(network):
+        def call(*inputs):
+            network(*inputs)  # batch norm has counted these by now
+            raise RuntimeError("no C++ compiler\nand a long trace")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.warns(UserWarning, match=r"compile=True fails here \(no C\+\+ compiler\); training without"):
+        without = train(tiny_config(compile=True), root, "lever", device="cpu", progress=False)
+    assert_same_weights(weights(plain.detector), weights(without.detector))
