@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .folding import fold_batch_norms
+
 STRIDES = (4, 8, 16)
 
 #: The teacher that ships with the package, trained by tools/train_embedded_teacher.py on procedural pictures.
@@ -42,21 +44,23 @@ class Teacher(nn.Module):
     """Frozen feature extractor: no gradients, and evaluation mode whatever `.train()` is told.
 
     forward: images (B, 3, H, W), RGB in [0, 1] -> three features (B, C_k, H / s_k, W / s_k), s = 4, 8, 16.
-    The normalisation with mean and std happens inside; so does `standardise`, once it was called.
+    The normalisation with mean and std happens inside; so does `standardise`, once it was called. Batch
+    norms are folded into the convolutions.
     """
 
     def __init__(self, network: nn.Module, mean, std):
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        probe = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        self.network = fold_batch_norms(network.eval().requires_grad_(False), probe)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
         self.eval()
         with torch.no_grad():
-            probe = network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+            features = network(probe)
         self.info = FeatureInfo(
-            tuple(f.shape[1] for f in probe),
-            tuple(64 // f.shape[-1] for f in probe),
-            tuple(bool((f >= 0).all()) for f in probe),
+            tuple(f.shape[1] for f in features),
+            tuple(64 // f.shape[-1] for f in features),
+            tuple(bool((f >= 0).all()) for f in features),
         )
         for k, channels in enumerate(self.info.channels):  # the identity, until `standardise`
             self.register_buffer(f"feature_mean_{k}", torch.zeros(1, channels, 1, 1))

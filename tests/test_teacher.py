@@ -9,7 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import dmdd_lite.teacher
-from dmdd_lite.teacher import EMBEDDED, STRIDES, TeacherError, build_teacher, empty_teacher
+from dmdd_lite.teacher import (
+    EMBEDDED,
+    STRIDES,
+    TeacherError,
+    build_teacher,
+    empty_teacher,
+    feature_indices,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +73,12 @@ def test_local_weights(tmp_path, suffix):
     else:
         save_file(network.state_dict(), path)
     teacher = build_teacher("test_resnet", str(path))
-    loaded = teacher.network.state_dict()
-    assert all(torch.equal(network.state_dict()[k], v) for k, v in loaded.items())
+    options = {"features_only": True, "out_indices": feature_indices("test_resnet")}
+    plain = timm.create_model("test_resnet", **options).eval()
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if k in plain.state_dict()})
+    images = torch.rand(2, 3, 64, 64)
+    for feature, expected in zip(teacher(images), plain((images - teacher.mean) / teacher.std), strict=True):
+        torch.testing.assert_close(feature, expected)
 
 
 def test_weights_that_cannot_be_used_are_named(tmp_path):
