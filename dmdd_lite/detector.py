@@ -74,14 +74,19 @@ class Detector:
         with autocast(self.device, self.config.precision):
             return self.model(images.contiguous(memory_format=torch.channels_last))
 
-    @torch.inference_mode()
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
         (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
+        *found, output = self.device_maps(images)
+        maps, scores = ({name: values.cpu() for name, values in part.items()} for part in found)
+        return maps, scores, output
+
+    @torch.inference_mode()
+    def device_maps(self, images: Tensor):
+        """What `maps` returns, all of it on the model's device, which need not have computed it yet."""
         output = self.output(images)
-        full = full_size_maps(output, self.config)
-        scores = {name: image_scores(m, self.config).cpu() for name, m in full.items()}
-        return {name: m.cpu() for name, m in full.items()}, scores, output
+        maps = full_size_maps(output, self.config)
+        return maps, {name: image_scores(m, self.config) for name, m in maps.items()}, output
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
         """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))

@@ -1,5 +1,5 @@
-"""A small stand-in for notebook 05, with its parameters cell, that tests can hold, break and count; and jobs
-whose results are made up."""
+"""A small stand-in for notebook 05, with its parameters cell, that tests can hold, break, keep in its tail
+and count; and jobs whose results are made up."""
 
 import json
 import time
@@ -20,6 +20,7 @@ from dmdd_lite.config import Config
 from dmdd_lite.data import open_category
 
 name = f"{category}_seed{seed}"
+Path(results_dir, f"begun_{name}").touch()
 if Path(results_dir, f"break_{name}").exists():
     raise RuntimeError("broken on purpose")
 save = training.save_checkpoint
@@ -34,6 +35,15 @@ config = Config(teacher=teacher, teacher_weights=teacher_weights, teacher_option
                 image_size=image_size, iterations=iterations, batch_size=batch_size, seed=seed)
 trained = training.train(config, data_root, category, texture_root, Path(results_dir, name), device, 2)
 scored = evaluation.evaluate(trained.detector, open_category(data_root, category))
+follower = Path(results_dir, f"follower_{name}")  # names the run that begins while this one is in its tail
+if follower.exists():
+    deadline = time.monotonic() + 120
+    while not Path(results_dir, f"begun_{follower.read_text()}").exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError("waited in vain")
+        time.sleep(0.05)
+if Path(results_dir, f"break_tail_{name}").exists():
+    raise RuntimeError("broken in its tail")
 evaluation.write_result(results_dir, scored, trained.detector, trained)
 with open(Path(results_dir, "written.txt"), "a") as file:
     file.write(name + "\\n")

@@ -1,6 +1,7 @@
 """Evaluation, result files and tables: known numbers in, known numbers out."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from builders import tiny_config
 
 from dmdd_lite import evaluation
-from dmdd_lite.data import open_category
+from dmdd_lite.data import load_masks, open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps
@@ -36,6 +37,53 @@ def test_metrics_are_those_of_the_maps_it_returns(scored):
     np.testing.assert_allclose(
         found.maps["sum"], found.maps["normality"] + found.maps["abnormality"], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, None, 100])
+def test_the_batch_size_changes_nothing(scored, batch_size):
+    detector, expected = scored
+    found = evaluation.evaluate(detector, expected.category, batch_size, progress=False)
+    for name in MAP_NAMES:
+        np.testing.assert_allclose(found.maps[name], expected.maps[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.scores[name], expected.scores[name], rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_side_by_side_are_those_one_after_the_other(scored, monkeypatch):
+    detector, expected = scored
+    together = threading.Barrier(2)  # lets nobody through who comes alone
+
+    def pairwise(*arguments):
+        together.wait(30)
+        return evaluate_maps(*arguments)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(evaluation, "evaluate_maps", pairwise)
+    found = evaluation.evaluate(detector, expected.category, 3, progress=False)
+    assert list(found.metrics) == list(MAP_NAMES)
+    assert found.metrics == expected.metrics
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(evaluation, "evaluate_maps", evaluate_maps)
+    assert evaluation.evaluate(detector, expected.category, 3, progress=False).metrics == expected.metrics
+
+
+def test_a_log_tells_when_the_device_has_done_its_part(scored, monkeypatch, capsys):
+    detector, expected = scored
+    for parameter in detector.model.student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    read = []
+
+    def masks_after(*arguments):
+        assert all(parameter.grad is None for parameter in detector.model.parameters())
+        read.append(capsys.readouterr().out)
+        return load_masks(*arguments)
+
+    monkeypatch.setattr(evaluation, "load_masks", masks_after)
+    monkeypatch.setenv("DMDD_PROGRESS", "lines")
+    evaluation.evaluate(detector, expected.category)
+    assert read == [f"{evaluation.SCORING} of {len(expected.labels)} images\n"]
+    monkeypatch.setenv("DMDD_PROGRESS", "none")
+    evaluation.evaluate(detector, expected.category)
+    assert read[1:] == [""]
 
 
 def test_result_file(scored, tmp_path):

@@ -1,13 +1,15 @@
 """Jobs on this machine: locks, shares of GPUs and cores, so many at a time, and the table that shows them."""
 
 import fcntl
+import io
 import subprocess
 import sys
 
 import pytest
 from builders import make_category
-from reproductions import planned, write_result_of
+from reproductions import arguments, planned, write_result_of, written
 
+from dmdd_lite import reproduce
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.reproduction import board, jobs, schedule
 from dmdd_lite.reproduction.board import Board, Run, table
@@ -151,6 +153,124 @@ def test_what_another_command_has_finished_is_not_run_again(nuts, tmp_path, pret
     schedule.run_here(runs, [{}], Board(live=False))
     assert len(Pretended.environments) == 1
     assert [run.state for run in runs] == ["done", "done"]
+
+
+# ---- the end of a run beside the next one -------------------------------------------------------------
+
+
+class Tailed:
+    """A process that is scoring from the second look on, and ends when `may_end` says so."""
+
+    def __init__(self, job, environment):
+        self.job, self.environment, self.looks = job, environment, 0
+        Tailed.alive.append(self)
+        here = [other for other in Tailed.alive if other.environment is environment]
+        Tailed.seen.append((len(here), sum(not other.note().scoring for other in here)))
+
+    def poll(self):
+        self.looks += 1
+        if not Tailed.may_end(self):
+            return None
+        if self.job.name in Tailed.failing:
+            return 1
+        write_result_of(self.job)
+        return 0
+
+    def note(self):
+        return Note("scoring") if self.looks > 1 else Note("1/6", "ngm 1")
+
+    def error(self):
+        return "ValueError: no"
+
+    def stop(self):
+        Tailed.stopped.append(self.job.name)
+
+    def wait(self):
+        Tailed.alive.remove(self)
+
+
+class Bounded(Board):
+    """Ends a test that would go on for ever."""
+
+    shows = 0
+
+    def show(self, runs):
+        self.shows += 1
+        assert self.shows < 500, [(run.job.name, run.state) for run in runs]
+
+
+@pytest.fixture
+def tailed(monkeypatch):
+    monkeypatch.setattr(schedule, "Process", Tailed)
+    monkeypatch.setattr(schedule, "POLL", 0.001)
+    Tailed.alive, Tailed.seen, Tailed.stopped, Tailed.failing = [], [], [], ()
+    Tailed.may_end = lambda process: process.looks > 5
+
+
+GPU = {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_a_gpu_gets_the_next_run_while_the_last_is_scoring(nuts, tmp_path, tailed):
+    runs = [Run(job) for job in planned(nuts, tmp_path)]
+    Tailed.may_end = lambda process: len(Tailed.seen) == 2  # the first waits for the second
+    schedule.run_here(runs, [GPU], Bounded())
+    assert Tailed.seen == [(1, 1), (2, 1)]
+    assert [run.state for run in runs] == ["done", "done"]
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_gpu_has_one_tail_at_a_time(nuts, tmp_path, tailed, places):
+    runs = [Run(job) for job in planned(nuts, tmp_path, "--seeds", *"01234")]
+    schedule.run_here(runs, [dict(GPU) for _ in range(places)], Bounded())
+    assert max(Tailed.seen) == (2, 1)
+    assert max(computing for _, computing in Tailed.seen) == 1
+    assert {run.state for run in runs} == {"done"}
+
+
+@pytest.mark.parametrize("environment", [{}, {"CUDA_VISIBLE_DEVICES": ""}])
+def test_a_cpu_has_no_tails(nuts, tmp_path, tailed, environment):
+    runs = [Run(job) for job in planned(nuts, tmp_path, "--seeds", "0", "1")]
+    schedule.run_here(runs, [environment], Bounded())
+    assert Tailed.seen == [(1, 1)] * 4
+
+
+def test_a_tail_that_fails_stops_no_other(nuts, tmp_path, tailed):
+    runs = [Run(job) for job in planned(nuts, tmp_path, "--seeds", "0", "1")]
+    Tailed.failing = (runs[0].job.name, runs[3].job.name)
+    schedule.run_here(runs, [GPU], Bounded())
+    assert [run.state for run in runs] == ["failed", "done", "done", "failed"]
+    assert runs[0].detail == "ValueError: no"
+    assert Tailed.alive == []
+
+
+def test_an_interrupt_stops_tails_too(nuts, tmp_path, tailed):
+    runs = [Run(job) for job in planned(nuts, tmp_path)]
+    Tailed.may_end = lambda process: False
+
+    class Impatient(Bounded):
+        def show(self, shown):
+            super().show(shown)
+            if len(Tailed.alive) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run_here(runs, [GPU], Impatient())
+    assert sorted(Tailed.stopped) == sorted(run.job.name for run in runs)
+    assert Tailed.alive == []
+
+
+@pytest.mark.slow
+def test_the_next_run_begins_during_a_tail_that_then_fails(data, notebook, tmp_path):
+    options = reproduce.parse(arguments(data, tmp_path, notebook=notebook))
+    first, second = runs = [Run(job) for job in reproduce.plan(options)]
+    (tmp_path / f"follower_{first.job.name}").write_text(second.job.name)
+    (tmp_path / f"break_tail_{first.job.name}").touch()
+    told = io.StringIO()
+    schedule.run_here(runs, [GPU], Board(told, live=False))
+    assert (first.state, first.detail) == ("failed", "RuntimeError: broken in its tail")
+    assert second.state == "done"
+    assert f"{first.job.name}  running  scoring" in told.getvalue()
+    assert written(tmp_path) == [second.job.name]
 
 
 # ---- the live table -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from ..config import Config, differences
 from ..demo import NOTEBOOK, show_prints
-from ..evaluation import result_path
+from ..evaluation import SCORING, result_path
 from ..runner import run_notebook
 
 FAILED, BUSY, INTERRUPTED = 1, 75, 130  # exit codes: the notebook stopped; another process has the job; ours
@@ -38,10 +38,16 @@ class Busy(RuntimeError):
 
 
 class Note(NamedTuple):
-    """The last that a running job told of its training."""
+    """The last that a running job told of itself: its iteration and losses, or that it is scoring."""
 
     progress: str = ""
     losses: str = ""
+
+    @property
+    def scoring(self) -> bool:
+        """Whether training and predicting are over: what is left (metrics, pictures, the notebook) is the
+        CPU's."""
+        return self.progress == "scoring"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +195,12 @@ class Process:
             return log.read().decode(errors="replace")
 
     def note(self) -> Note:
-        found = re.findall(r"training (\d+/\d+) .*? left *(.*)", self.text())
-        return Note(*found[-1]) if found else Note()
+        lines = rf"training (\d+/\d+) .*? left *(.*)|^ *({SCORING})"
+        found = re.findall(lines, self.text(), re.MULTILINE)
+        if not found:
+            return Note()
+        progress, losses, scoring = found[-1]
+        return Note("scoring") if scoring else Note(progress, losses)
 
     def error(self) -> str:
         """Why it failed, in one line: its own last words, or the signal that ended it."""

@@ -1,4 +1,8 @@
-"""Jobs on this machine: so many at a time, each with its share of the GPUs or of the cores."""
+"""Jobs on this machine: so many at a time, each with its share of the GPUs or of the cores.
+
+A GPU does not wait for the end of a run: once it has predicted its test images, the next run starts there
+beside its tail, that is its metrics, pictures and notebook. On a CPU the two would only share the cores.
+"""
 
 import os
 import time
@@ -39,30 +43,57 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Place:
+    """Room for a run in `environment` and, if that names a GPU, for the tail of the one before it."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.environment = environment
+        self.has_gpu = bool(environment.get("CUDA_VISIBLE_DEVICES"))
+        self.main: tuple[Run, Process] | None = None
+        self.tail: tuple[Run, Process] | None = None
+
+    def start(self, run: Run):
+        run.start()
+        self.main = run, Process(run.job, self.environment)
+
+    def look(self):
+        """Settle the runs that have ended; one that has come to its tail makes room, if no other's is there
+        still."""
+        if self.tail and _ended(*self.tail):
+            self.tail = None
+        if self.main and _ended(*self.main):
+            self.main = None
+        if self.main and self.has_gpu and not self.tail and self.main[0].note.scoring:
+            self.main, self.tail = None, self.main
+
+    @property
+    def processes(self) -> list[Process]:
+        return [process for _, process in filter(None, (self.main, self.tail))]
+
+
 def run_here(runs: list[Run], environments: list[dict[str, str]], board: Board):
-    """Run all open runs, at most one in each environment; a failure stops no other.
+    """Run all open runs, at most one in each environment, not counting tails; a failure stops no other.
 
     A job that another command works on is left to it, and taken up if it lets go unfinished. On
     KeyboardInterrupt all processes are stopped before it goes on.
     """
-    free, active = list(environments), {}
+    all_places = [Place(environment) for environment in environments]
     try:
         while any(run.open for run in runs):
-            for run in [run for run in runs if run.job.name in active]:
-                if _ended(run, active[run.job.name][0]):
-                    free.append(active.pop(run.job.name)[1])
+            for place in all_places:
+                place.look()
+            free = [place for place in all_places if place.main is None]
             for run in runs:
                 if free and run.state in ("waiting", "elsewhere") and _is_ours(run):
-                    environment = free.pop(0)
-                    run.start()
-                    active[run.job.name] = (Process(run.job, environment), environment)
+                    free.pop(0).start(run)
             board.show(runs)
             if any(run.open for run in runs):
                 time.sleep(POLL)
     finally:
-        for process, _ in active.values():
+        processes = [process for place in all_places for process in place.processes]
+        for process in processes:
             process.stop()
-        for process, _ in active.values():
+        for process in processes:
             process.wait()
 
 
