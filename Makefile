@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 # threads that wait give way: where another process works, spinning ones would make it all many times slower
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo reproduce test test-fast lint notebooks figures clean
+.PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.demo
@@ -32,6 +32,10 @@ notebooks: $(VENV)/ready
 # the pictures of README.md, written by notebook 05
 figures: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.demo --figures figures
+
+# speed, memory and floors of this machine, on a GPU if there is one, into results/benchmarks
+benchmarks: $(VENV)/ready
+	@$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 # built anew whenever the dependencies change
 $(VENV)/ready: pyproject.toml

@@ -3,22 +3,28 @@
     python benchmarks/metrics.py --maps 83 --size 256 --repeat 5
 
 83 maps of 256 x 256 is the size of MVTec AD's bottle. The maps are smoothed noise on which the anomalies are
-raised: nothing is downloaded. Ours are medians of `--repeat` runs; the peers run once.
+raised: nothing is downloaded. Ours are medians of `--repeat` runs; the peers run once. Where anomalib is
+installed, its AUPRO is one of them; it is imported here only.
 """
 
 import argparse
-import platform
+import json
 import statistics
 import time
-import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
+import measure
 import numpy as np
-import scipy
-import sklearn
+import torch
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 from dmdd_lite import metrics
+from dmdd_lite.device import describe
+
+CPU = torch.device("cpu")
 
 
 def fake_test_set(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,71 +68,93 @@ def pro_by_thresholds_per_image(maps: np.ndarray, masks: np.ndarray) -> float:
     return float(np.mean([pro_by_thresholds(a[None], m[None]) for a, m in pairs if m.any()]))
 
 
-def measure(call, repeat: int) -> tuple[float, float, float]:
-    """Median seconds of `repeat` runs, peak MiB allocated by one more run, and the value."""
-    seconds = []
+def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> float | None:
+    """anomalib's AUPRO of the same maps, or None where it is not installed."""
+    metric = measure.optional("anomalib.metrics", "AUPRO")
+    if metric is None:
+        return None
+    found = metric(fields=["maps", "masks"])
+    found.update(SimpleNamespace(maps=torch.from_numpy(maps), masks=torch.from_numpy(masks)))
+    return float(found.compute())
+
+
+def run(call, repeat: int) -> dict[str, float]:
+    """Median seconds of `repeat` runs, the memory that they took beyond what was there in MB, the value."""
+    seconds, megabytes = [], []
     for _ in range(repeat):
-        start = time.perf_counter()
-        value = call()
-        seconds.append(time.perf_counter() - start)
-    if repeat == 1:
-        return seconds[0], float("nan"), value
-    tracemalloc.start()
-    call()
-    peak = tracemalloc.get_traced_memory()[1] / 2**20
-    tracemalloc.stop()
-    return statistics.median(seconds), peak, value
+        with measure.peak_memory(CPU) as memory:
+            began = time.perf_counter()
+            value = call()
+            seconds.append(time.perf_counter() - began)
+        megabytes.append(1000 * memory["above_start_gb"])
+    return {"seconds": statistics.median(seconds), "mb": max(megabytes), "value": value}
 
 
-def report(name: str, measured: tuple[float, float, float], exact: float | None = None) -> None:
-    seconds, peak, value = measured
-    memory = "-" if np.isnan(peak) else f"{peak:.0f}"
-    difference = "" if exact is None else f"{value - exact:+.1e}"
-    print(f"| {name} | {seconds:.3f} | {memory} | {value:.6f} | {difference} |")
+def ours(maps, masks, scores, labels, repeat: int) -> dict[str, dict]:
+    """Each of our metrics, and all of them together."""
+    calls = {"image_auroc": lambda: metrics.image_auroc(scores, labels)}
+    for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"):
+        calls[name] = lambda name=name: getattr(metrics, name)(maps, masks)
+    rows = {name: run(call, repeat) for name, call in calls.items()}
+    together = run(lambda: metrics.evaluate_maps(maps, masks, scores, labels), repeat)
+    rows["all five"] = {**together, "value": together["value"]["aupro"]}
+    return rows
 
 
-def processor() -> str:
-    """Name of the processor where Linux tells it, else the architecture."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def peers(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[str, Callable[[], float]]]:
+    """Which of our metrics each peer computes, and its call."""
+    truth, found = masks.ravel(), maps.ravel()
+    calls = {
+        "scikit-learn on raw pixels, AUROC": ("pixel_auroc", lambda: float(roc_auc_score(truth, found))),
+        "scikit-learn on raw pixels, AP": ("pixel_ap", lambda: float(average_precision_score(truth, found))),
+        "200 thresholds (RD4AD)": ("aupro", lambda: pro_by_thresholds(maps, masks)),
+        "200 thresholds (RD4AD), per image": (
+            "aupro_per_image",
+            lambda: pro_by_thresholds_per_image(maps, masks),
+        ),
+    }
+    if anomalib_aupro(maps[:1] * 0, masks.any(0)[None]) is not None:  # imports, too, before time counts
+        calls["anomalib AUPRO"] = ("aupro", lambda: anomalib_aupro(maps, masks))
+    return calls
 
 
-def main() -> None:
+def report(name: str, row: dict[str, float]) -> None:
+    peer = f"{row['difference']:+.1e} | {row['times_ours']:.1f}" if "difference" in row else " | "
+    print(f"| {name} | {row['seconds']:.3f} | {row['mb']:.0f} | {row['value']:.6f} | {peer} |", flush=True)
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--maps", type=int, default=83, help="images of the test set (default 83)")
     parser.add_argument("--size", type=int, default=256, help="side of the maps in pixels (default 256)")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of ours, at least 2 (default 5)")
+    parser.add_argument("--repeat", type=int, default=5, help="runs of ours (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the maps (default 0)")
-    options = parser.parse_args()
-    repeat = max(2, options.repeat)
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
+    return parser.parse_args()
 
+
+def main() -> None:
+    options = parse()
     maps, masks = fake_test_set(options.maps, options.size, options.seed)
     scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
-    print(f"{processor()}; {platform.system()}; Python {platform.python_version()}, NumPy {np.__version__},")
-    print(f"SciPy {scipy.__version__}, scikit-learn {sklearn.__version__}; seed {options.seed};")
-    print(f"maps {maps.shape} {maps.dtype}, {maps.nbytes / 2**20:.0f} MiB; {labels.sum()} images anomalous,")
-    print(f"{masks.mean():.1%} of the pixels; median of {repeat} runs of ours, peers once\n")
-    print("| metric | seconds | peak MiB | value | minus exact |\n|---|---|---|---|---|")
+    print(json.dumps(describe(CPU)))
+    print(f"maps {maps.shape} {maps.dtype}, {maps.nbytes / 1e6:.0f} MB; {labels.sum()} images anomalous,")
+    print(f"{masks.mean():.1%} of the pixels; median of {options.repeat} runs of ours, peers once\n")
+    print("| metric | seconds | peak MB above the start | value | minus exact | times ours |")
+    print("|---|---|---|---|---|---|")
 
-    exact = metrics.evaluate_maps(maps, masks, scores, labels)
-    report("image_auroc", measure(lambda: metrics.image_auroc(scores, labels), repeat))
-    for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"):
-        report(name, measure(lambda name=name: getattr(metrics, name)(maps, masks), repeat))
-    together = measure(lambda: metrics.evaluate_maps(maps, masks, scores, labels)["aupro"], repeat)
-    report("evaluate_maps, all five (value: aupro)", together)
-    for name, metric in (("pixel_auroc", roc_auc_score), ("pixel_ap", average_precision_score)):
-        peer = measure(lambda metric=metric: float(metric(masks.ravel(), maps.ravel())), 1)
-        report(f"{name}, scikit-learn on raw pixels", peer, exact[name])
-    report(
-        "aupro, 200 thresholds (RD4AD)", measure(lambda: pro_by_thresholds(maps, masks), 1), exact["aupro"]
-    )
-    peer = measure(lambda: pro_by_thresholds_per_image(maps, masks), 1)
-    report("aupro_per_image, 200 thresholds (RD4AD)", peer, exact["aupro_per_image"])
+    rows = ours(maps, masks, scores, labels, options.repeat)
+    for name, row in rows.items():
+        report(name, row)
+    for name, (metric, call) in peers(maps, masks).items():
+        row, exact = run(call, 1), rows[metric]
+        row["peer_of"], row["times_ours"] = metric, row["seconds"] / exact["seconds"]
+        row["difference"] = row["value"] - exact["value"]
+        report(f"{metric}: {name}", row)
+        rows[name] = row
+    measure.write_result(options.out, CPU, options.seed, {"goals": measure.goals("metrics"), "rows": rows})
 
 
 if __name__ == "__main__":

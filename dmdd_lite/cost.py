@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config
-from .device import autocast
+from .device import precision_of
 from .losses import distillation_maps
 from .model import DMDD, fusion_input
 from .teacher import empty_teacher
@@ -48,21 +48,36 @@ def pair_operations(config: Config) -> Operations:
     return Operations(*(counter.get_total_flops() for counter in (teaching, learning, fusing)))
 
 
+def image_operations(config: Config) -> int:
+    """Operations of the forward pass of one image, counted as `pair_operations` does; what it raises."""
+    teacher = empty_teacher(config.teacher, config.teacher_options)
+    model = DMDD(config, teacher).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, config.image_size, config.image_size, device="meta"))
+    return counter.get_total_flops()
+
+
 @torch.no_grad()
 def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5, precision: str = "auto") -> float:
-    """Operations a second that this device reaches on a 3 x 3 convolution of 128 channels, in the precision
-    of training: the median of several timings."""
+    """Operations a second that this device reaches on a 3 x 3 convolution, its operands already in the
+    precision of training: the median of several timings. A GPU gets a larger convolution, several times in a
+    row, so that neither launching nor waiting counts."""
     device = torch.device(device)
-    x = torch.randn(8, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
-    layer = nn.Conv2d(128, 128, 3, padding=1, bias=False, device=device).to(memory_format=torch.channels_last)
+    batch, channels, calls = (64, 256, 10) if device.type == "cuda" else (8, 128, 1)
+    place = {"device": device, "dtype": precision_of(device, precision)}
+    x = torch.randn(batch, channels, 64, 64, **place).to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, **place)
+    layer = layer.to(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         layer(x)
     seconds = []
-    with autocast(device, precision):
-        for _ in range(repeats + 1):  # the first one warms up
-            began = time.perf_counter()
+    for _ in range(repeats + 1):  # the first one warms up
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        for _ in range(calls):
             layer(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
-    return counter.get_total_flops() / statistics.median(seconds[1:])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return calls * counter.get_total_flops() / statistics.median(seconds[1:])

@@ -5,7 +5,8 @@ import torch
 from builders import tiny_config
 from torch import nn
 
-from dmdd_lite.cost import convolution_rate, pair_operations
+from dmdd_lite.cost import convolution_rate, image_operations, pair_operations
+from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher
 
 
@@ -21,6 +22,22 @@ def test_teacher_operations_are_those_of_its_convolutions():
             layer.register_forward_hook(count)
     teacher(torch.rand(2, 3, 64, 64))
     assert pair_operations(config).teacher == sum(counted)
+
+
+def test_image_operations_are_those_of_the_convolutions_of_all_networks():
+    config = tiny_config()
+    model, counted = build_model(config, build_teacher(config.teacher, config.teacher_weights)).eval(), []
+
+    def count(layer, inputs, output):
+        operations = 2 * layer.weight[0].numel()  # for each value of the output; transposed, of the input
+        counted.append(operations * (inputs[0] if layer.transposed else output).numel())
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+    assert image_operations(config) == sum(counted)
 
 
 def test_operations_grow_with_the_area_and_the_parts():
