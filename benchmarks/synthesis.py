@@ -1,28 +1,33 @@
-"""Pairs a second: the batched call beside loops over images in numpy, as the field makes its pairs.
+"""Pairs a second: PairSynthesizer beside loops over images, as the field makes its pairs.
 
-    python benchmarks/synthesis.py --batch 64 --size 256 --repeat 5
+    python benchmarks/synthesis.py --batch 64 --size 256 --repeat 5 --out synthesis.json
 
-The loops are written anew after DRAEM: per image a Perlin noise of numpy arrays, its rotation, a
-texture under three changes, the blend. DRAEM's loader also reads and resizes the image and the texture from
-their files for every sample, which the second loop does (900 px PNG and 600 px JPEG, made for the occasion);
-the first has both in memory, as ours has. Medians of `--repeat` runs, all taking turns.
+The peers are written anew after DRAEM's loader, one image at a time: Perlin noise of numpy arrays and its
+rotation, three random changes of the texture out of ten, the blend. Rotations and changes are Pillow's,
+compiled and as fast as the loader's own or faster. `loop from files` reads and resizes the image and the
+texture for every sample, as that loader does (900 px PNG and 600 px JPEG, made for the occasion);
+`loop from memory` has both at hand, as PairSynthesizer has. Of DRAEM's samples half stay normal, after the
+same work; here all are anomalous.
+
+Times are medians of `--repeat` runs in which all take turns, peak memory that of a run before them.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
+import measure
 import numpy as np
 import torch
-from PIL import Image
-from scipy import ndimage
+from PIL import Image, ImageEnhance, ImageOps
 
 from dmdd_lite.config import Config
-from dmdd_lite.device import describe, peak_memory_mb, resolve_device
+from dmdd_lite.device import resolve_device
 from dmdd_lite.synthesis import PairSynthesizer
+
+PEERS = ("loop from memory", "loop from files")
+BILINEAR = Image.Resampling.BILINEAR
 
 
 def numpy_perlin(size: int, cells: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -43,18 +48,46 @@ def numpy_perlin(size: int, cells: tuple[int, int], rng: np.random.Generator) ->
     return np.sqrt(2) * (top + fade[..., 0] * (bottom - top))
 
 
-def numpy_pair(image: np.ndarray, texture: np.ndarray, rng: np.random.Generator):
-    """One anomalous view (S, S, 3) and its mask from a float image and a uint8 texture of the same size."""
+def by_level(image: Image.Image, change) -> Image.Image:
+    """`change` of the 256 levels, (256, 3) in and out, looked up for every pixel."""
+    levels = np.repeat(np.arange(256.0)[:, None], 3, axis=1)
+    return image.point(change(levels).clip(0, 255).astype(np.uint8).T.flatten().tolist())
+
+
+def shift_hue(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Hue and saturation moved, all levels by a table."""
+    hue, saturation = rng.integers(-50, 51, 2)
+    levels = np.arange(256)
+    table = ((levels + hue) % 256, (levels + saturation).clip(0, 255), levels)
+    return image.convert("HSV").point(np.concatenate(table).tolist()).convert("RGB")
+
+
+# DRAEM's ten kinds of change, with its ranges
+CHANGES = (
+    lambda image, rng: by_level(image, lambda v: 255 * (v / 255) ** rng.uniform(0.5, 2, 3)),
+    lambda image, rng: by_level(image, lambda v: v * rng.uniform(0.8, 1.2) + rng.uniform(-30, 30)),
+    lambda image, rng: ImageEnhance.Sharpness(image).enhance(rng.uniform(0, 3)),
+    shift_hue,
+    lambda image, rng: ImageOps.solarize(image, rng.integers(32, 129)) if rng.random() < 0.5 else image,
+    lambda image, rng: ImageOps.posterize(image, int(rng.integers(1, 9))),
+    lambda image, rng: ImageOps.invert(image),
+    lambda image, rng: ImageOps.autocontrast(image, rng.uniform(0, 20)),
+    lambda image, rng: ImageOps.equalize(image),
+    lambda image, rng: image.rotate(rng.uniform(-45, 45), BILINEAR),
+)
+
+
+def loop_pair(image: np.ndarray, texture: Image.Image, rng: np.random.Generator):
+    """One anomalous view (S, S, 3) and its mask from a float image and a texture of the same size."""
     size = len(image)
     cells = 2 ** rng.integers(0, 6, 2)
     noise = numpy_perlin(size, (int(cells[0]), int(cells[1])), rng)
-    noise = ndimage.rotate(noise, rng.uniform(-90, 90), reshape=False, order=1)
-    mask = (noise > 0.5).astype(np.float32)
-    changed = texture.astype(np.float32) / 255
-    changed = changed ** rng.uniform(0.5, 2, 3)
-    changed = np.clip(changed * rng.uniform(0.8, 1.2, 3) + rng.uniform(-0.1, 0.1), 0, 1)
-    changed = 1 - changed if rng.random() < 0.3 else changed
-    opacity = rng.uniform(0.2, 1.0)
+    turned = Image.fromarray(noise.astype(np.float32)).rotate(rng.uniform(-90, 90), BILINEAR)
+    mask = (np.asarray(turned) > 0.5).astype(np.float32)
+    for kind in rng.choice(len(CHANGES), 3, replace=False):
+        texture = CHANGES[kind](texture, rng)
+    changed = np.asarray(texture).astype(np.float32) / 255
+    opacity = np.float32(rng.uniform(0.2, 1.0))
     inside = mask[..., None]
     return image * (1 - inside) + inside * ((1 - opacity) * image + opacity * changed), mask
 
@@ -74,20 +107,11 @@ def write_files(folder: Path, count: int, rng: np.random.Generator) -> tuple[lis
     return found[0], found[1]
 
 
-def read(path: Path, size: int) -> np.ndarray:
-    """uint8 (size, size, 3)."""
-    return np.asarray(Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+def read(path: Path, size: int) -> Image.Image:
+    return Image.open(path).convert("RGB").resize((size, size), BILINEAR)
 
 
-def seconds(call, device: torch.device) -> float:
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def main():
+def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,42 +120,65 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    device, rng = resolve_device(options.device), np.random.default_rng(options.seed)
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    return parser.parse_args()
+
+
+def build(options, device: torch.device, folder: Path) -> dict:
+    """Name -> a call that makes the batch; ours come first."""
+    rng = np.random.default_rng(options.seed)
+    generator = torch.Generator(device).manual_seed(options.seed)
     shape = (options.batch, 3, options.size, options.size)
     normal = torch.rand(shape, device=device)
     textures = torch.randint(0, 256, (50, *shape[1:]), dtype=torch.uint8, device=device)
-    images = normal.permute(0, 2, 3, 1).cpu().numpy()
-    pictures = textures.permute(0, 2, 3, 1).cpu().numpy()
-    generator = torch.Generator(device).manual_seed(options.seed)
-    folder = tempfile.TemporaryDirectory()
-    files, texture_files = write_files(Path(folder.name), 10, rng)
+    images = normal.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pictures = [Image.fromarray(v) for v in textures.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    files, texture_files = write_files(folder, 10, rng)
 
     def from_files():
         for number in range(options.batch):
-            image = read(files[number % 10], options.size).astype(np.float32) / 255
-            numpy_pair(image, read(texture_files[rng.integers(10)], options.size), rng)
+            image = np.asarray(read(files[number % 10], options.size)).astype(np.float32) / 255
+            loop_pair(image, read(texture_files[rng.integers(10)], options.size), rng)
 
-    ways = {
-        "numpy, from memory": lambda: [numpy_pair(i, pictures[rng.integers(50)], rng) for i in images],
-        "numpy, from files": from_files,
-        "batched, textures": lambda: PairSynthesizer(Config(), textures)(normal, None, generator),
-        "batched, procedural": lambda: PairSynthesizer(Config())(normal, None, generator),
+    return {
+        "ours, pictures": lambda: PairSynthesizer(Config(), textures)(normal, None, generator),
+        "ours, procedural": lambda: PairSynthesizer(Config())(normal, None, generator),
+        PEERS[0]: lambda: [loop_pair(image, pictures[rng.integers(50)], rng) for image in images],
+        PEERS[1]: from_files,
     }
-    taken = {name: [] for name in ways}
-    for _ in range(options.repeat + 1):
-        for name, way in ways.items():
-            taken[name].append(seconds(way, device))
-    medians = {name: statistics.median(values[1:]) for name, values in taken.items()}  # the first warms up
-    folder.cleanup()
+
+
+def compare(ways: dict, device: torch.device, batch: int, repeat: int) -> dict[str, dict]:
+    """Seconds, pairs a second, peak memory and, of ours, how many times faster than each peer."""
+    found = {}
+    for name, way in ways.items():
+        with measure.peak_memory(device) as memory:
+            measure.timed(way, device, 1)
+        found[name] = {"memory": memory}
+    turns = [{name: measure.timed(way, device, 1) for name, way in ways.items()} for _ in range(repeat)]
+    for name, values in found.items():
+        values["seconds"] = statistics.median(turn[name] for turn in turns)
+        values["pairs_per_second"] = batch / values["seconds"]
+    for name in set(ways) - set(PEERS):
+        times = {peer: found[peer]["seconds"] / found[name]["seconds"] for peer in PEERS}
+        found[name]["times_faster"] = times
+    return found
+
+
+def main():
+    options = parse()
+    device = resolve_device(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(build(options, device, Path(folder)), device, options.batch, options.repeat)
     print(f"{options.batch} pairs of {options.size} px, median of {options.repeat}, {device}")
-    for name, value in medians.items():
-        rate = options.batch / value
-        ratios = [medians[peer] / value for peer in ("numpy, from memory", "numpy, from files")]
-        print(f"{name:20} {1000 * value:8.0f} ms {rate:8.1f} pairs/s", end="")
-        print(f" {ratios[0]:6.1f} x memory {ratios[1]:6.1f} x files")
-    print(f"peak memory {peak_memory_mb(device):.0f} MB")
-    print(json.dumps(describe(device)))
+    for name, values in found.items():
+        line = f"{name:17} {1000 / values['pairs_per_second']:7.2f} ms/pair"
+        line += f" {values['pairs_per_second']:8.1f} pairs/s, {measure.memory_text(values['memory'])}"
+        line += "".join(f", {times:.1f} x {peer}" for peer, times in values.get("times_faster", {}).items())
+        print(line)
+    values = {name: getattr(options, name) for name in ("batch", "size", "repeat")}
+    values |= {"goals": measure.goals("synthesis"), "ways": found}
+    measure.write_result(options.out, device, options.seed, values)
 
 
 if __name__ == "__main__":

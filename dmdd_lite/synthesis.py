@@ -1,12 +1,16 @@
 """Normal and anomalous pairs: a texture blended into a normal image inside a Perlin-noise mask.
 
 The paper distils on such pairs [paper]; the recipe is that of DRAEM as the same authors' published code uses
-it [authors]; batches on any device, noise by rotated coordinates, procedural textures are ours [ours].
+it [authors]. A GPU makes a batch at once, without waiting for it. A CPU makes an image a thread and textures
+at the mask's pixels alone [ours].
 
 Legend: B images, H x W pixels. Every random step takes a torch.Generator on the images' device.
 """
 
-import math
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +19,40 @@ from scipy import ndimage
 from torch import Generator, Tensor
 
 from .config import NO_FOREGROUND, Config
+from .textures import (
+    LATTICE,
+    Change,
+    Noise,
+    Stripes,
+    augment_texture,
+    changed_picture,
+    draw_change,
+    draw_noise,
+    draw_stripes,
+    every_pixel,
+    perlin_noise,
+    procedural_texture,
+    random_perlin,
+    stripes,
+)
 
-LATTICE = 64  # gradients per side, a power of two; coordinates beyond wrap around
-CHUNK = 4  # pairs that are made at a time on a CPU, so that they stay in its cache
+__all__ = [
+    "LATTICE",
+    "PairSynthesizer",
+    "Pairs",
+    "augment_texture",
+    "foreground_mask",
+    "foreground_masks",
+    "otsu_threshold",
+    "perlin_noise",
+    "procedural_texture",
+    "random_perlin",
+    "step_generator",
+    "threshold_noise",
+]
+
+CHUNK = 4  # pairs whose random numbers a CPU draws together
+THREADS = 4  # at most: more would wait for each other at Python's lock
 
 
 class Pairs(NamedTuple):
@@ -29,114 +64,34 @@ class Pairs(NamedTuple):
     mask: Tensor
 
 
-def perlin_noise(gradients: Tensor, cells: Tensor, angles: Tensor, shift: Tensor, size) -> Tensor:
-    """Perlin noise (B, H, W), about in [-1, 1] and 0 at every lattice point.
+class Draws(NamedTuple):
+    """Random numbers of B pairs: noise, opacity (B, 1, 1, 1), and the textures' (chosen pictures (B,) and
+    their change, or the stripes)."""
 
-    gradients: directions in radians (B, L, L), L = LATTICE; cells (B,): lattice cells along an image's
-    height; angles (B,): rotation in radians; shift (B, 2): of the lattice, in cells, in [0, L). Rotating the
-    coordinates leaves no empty corners, and shifting them favours no pixel.
-    """
-    height, width = size
-    y, x = torch.meshgrid(
-        torch.arange(height, device=cells.device) / height,
-        torch.arange(width, device=cells.device) / height,
-        indexing="ij",
-    )
-    cos, sin = (f(angles)[:, None, None] for f in (torch.cos, torch.sin))
-    cells, shift = cells[:, None, None], shift[:, :, None, None] + LATTICE
-    u = (cos * x - sin * y) * cells + shift[:, 0]  # B, H, W
-    v = (sin * x + cos * y) * cells + shift[:, 1]
-    u0, v0 = u.floor(), v.floor()
-    fu, fv, column, row = u - u0, v - v0, u0.int(), v0.int()
-    slopes = torch.cos(gradients).flatten(), torch.sin(gradients).flatten()
-    # all images' gradients lie in one row: `first` is where an image's begin
-    first = LATTICE**2 * torch.arange(len(cells), dtype=torch.int32, device=cells.device)[:, None, None]
-    columns = [(column + du) & (LATTICE - 1) for du in (0, 1)]
-    rows = [
-        ((row + dv) & (LATTICE - 1)) * LATTICE + first for dv in (0, 1)
-    ]  # where a row of an image's lattice begins
-    corners = [_corner(slopes, rows[dv] + columns[du], fu - du, fv - dv) for dv in (0, 1) for du in (0, 1)]
-    su, sv = _fade(fu), _fade(fv)
-    return math.sqrt(2) * torch.lerp(
-        torch.lerp(corners[0], corners[1], su), torch.lerp(corners[2], corners[3], su), sv
-    )
+    noise: Noise
+    opacity: Tensor
+    chosen: Tensor | None
+    texture: Change | Stripes
 
 
-def _corner(slopes: tuple[Tensor, Tensor], index: Tensor, du: Tensor, dv: Tensor) -> Tensor:
-    """Dot product of one lattice corner's gradient with the way (du, dv) from that corner. (B, H, W)"""
-    x, y = (slope.index_select(0, index.flatten()).view_as(du) for slope in slopes)
-    return torch.addcmul(x * du, y, dv)
+def only(drawn, i: int):
+    """Draws, or a part of them, of pair i alone: a batch of one."""
+    if isinstance(drawn, tuple):
+        return type(drawn)(*(only(part, i) for part in drawn))
+    return None if drawn is None else drawn[i : i + 1]
 
 
-def _fade(t: Tensor) -> Tensor:
-    return t * t * t * (t * (6 * t - 15) + 10)
-
-
-def random_perlin(batch: int, size, scales, rotation: float, rng: Generator) -> Tensor:
-    """Perlin noise (B, H, W) with 2^k cells, k drawn from [scales[0], scales[1]), rotated by up to
-    +- `rotation` degrees."""
-    device = rng.device
-    gradients = 2 * math.pi * torch.rand(batch, LATTICE, LATTICE, generator=rng, device=device)
-    cells = 2.0 ** torch.randint(scales[0], scales[1], (batch,), generator=rng, device=device)
-    angles = (2 * torch.rand(batch, generator=rng, device=device) - 1) * math.radians(rotation)
-    shift = LATTICE * torch.rand(batch, 2, generator=rng, device=device)
-    return perlin_noise(gradients, cells, angles, shift, size)
-
-
-def threshold_noise(noise: Tensor, foreground: Tensor, threshold: float) -> Tensor:
-    """Where noise exceeds the threshold within the foreground (both (B, H, W)): a mask of 0 and 1.
+def threshold_noise(noise: Tensor, foreground: Tensor | None, threshold: float) -> Tensor:
+    """Where noise (B, H, W) exceeds the threshold within the foreground (bool, None = everywhere): a mask of
+    0 and 1.
 
     Perlin noise may nowhere exceed it: then the threshold falls just below the foreground's highest value,
     so that no mask is empty. [ours]
     """
-    inside = torch.where(foreground, noise, torch.full_like(noise, -torch.inf))
+    inside = noise if foreground is None else noise.masked_fill(~foreground, -torch.inf)
     highest = inside.amax((1, 2), keepdim=True)
-    return (inside > torch.clamp(highest - 0.1, max=threshold)).float()
-
-
-def procedural_texture(batch: int, size, rng: Generator) -> Tensor:
-    """Textures (B, 3, H, W) in [0, 1] without any file: stripes bent by Perlin noise between two random
-    colours, grey to vivid, with a finer noise and grain on top. [ours]"""
-    device = rng.device
-
-    def uniform(*shape, low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(*shape, generator=rng, device=device)
-
-    coarse = random_perlin(batch, size, (1, 5), 90, rng)
-    fine = random_perlin(batch, size, (4, 7), 90, rng)
-    y, x = torch.meshgrid(*(torch.linspace(0, 1, s, device=device) for s in size), indexing="ij")
-    angle, cycles = uniform(batch, 1, 1, high=math.pi), 2 ** uniform(batch, 1, 1, low=1.0, high=6.0)
-    phase = (torch.cos(angle) * x + torch.sin(angle) * y) * cycles + uniform(batch, 1, 1, high=4.0) * coarse
-    stripes = torch.sin(2 * math.pi * phase)
-    mix = uniform(batch, 3, 1, 1)
-    mix = mix / mix.sum(1, keepdim=True)
-    level = 0.5 + mix[:, 0] * stripes / 2 + mix[:, 1] * coarse + mix[:, 2] * fine
-    grey, tint = uniform(2, batch, 1, 1, 1), uniform(2, batch, 1, 1, 1)
-    first, second = torch.lerp(grey, uniform(2, batch, 3, 1, 1), tint)
-    grain = torch.randn(batch, 1, *size, generator=rng, device=device) * uniform(batch, 1, 1, 1, high=0.1)
-    return (torch.lerp(first, second, level[:, None]) + grain).clamp(0, 1)
-
-
-def augment_texture(textures: Tensor, rng: Generator) -> Tensor:
-    """Random mirror, quarter turn, channel order, inversion, contrast and gamma of each texture
-    (B, 3, H, W) in [0, 1], in place of DRAEM's imgaug set. [ours]"""
-    batch, device = textures.shape[0], textures.device
-
-    def coin():
-        return torch.rand(batch, 1, 1, 1, generator=rng, device=device) < 0.5
-
-    def uniform(low, high):
-        return low + (high - low) * torch.rand(batch, 3, 1, 1, generator=rng, device=device)
-
-    out = torch.where(coin(), textures.flip(3), textures)
-    out = torch.where(coin(), out.flip(2), out)
-    if out.shape[2] == out.shape[3]:
-        out = torch.where(coin(), out.transpose(2, 3), out)
-    order = torch.rand(batch, 3, generator=rng, device=device).argsort(1)
-    out = out.gather(1, order[:, :, None, None].expand_as(out))
-    out = torch.where(coin() & coin(), 1 - out, out)
-    out = out.clamp(1e-4, 1) ** torch.exp(uniform(-0.5, 0.5))
-    return ((out - 0.5) * uniform(0.6, 1.4) + 0.5 + uniform(-0.15, 0.15)).clamp(0, 1)
+    mask = torch.empty_like(noise)  # of floats at once: faster than to convert a bool mask
+    return torch.gt(inside, torch.clamp(highest - 0.1, max=threshold), out=mask)
 
 
 class PairSynthesizer:
@@ -149,33 +104,86 @@ class PairSynthesizer:
         self.config, self.textures = config, textures
 
     def __call__(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> Pairs:
-        """normal (B, 3, H, W) in [0, 1]; foreground bool (B, H, W), None = everywhere; -> Pairs."""
-        size = CHUNK if normal.device.type == "cpu" else len(normal)
-        parts = []
-        for start in range(0, len(normal), size):
-            here = slice(start, start + size)
-            parts.append(self._few(normal[here], None if foreground is None else foreground[here], rng))
-        return Pairs(normal, *(torch.cat(part) for part in zip(*parts, strict=True)))
+        """normal (B, 3, H, W) in [0, 1]; foreground bool (B, H, W), None = everywhere; -> Pairs.
 
-    def _few(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> tuple[Tensor, Tensor]:
-        """Anomalous views and masks of a few images."""
-        batch, _, *size = normal.shape
-        options = self.config
-        noise = random_perlin(batch, size, options.perlin_scales, options.perlin_rotation, rng)
-        if foreground is None:
-            foreground = torch.ones_like(noise, dtype=torch.bool)
-        mask = threshold_noise(noise, foreground, options.perlin_threshold)
+        The number of CPU threads changes nothing but the time.
+        """
+        if normal.device.type != "cpu":
+            return self.at_once(normal, foreground, self.draw(len(normal), normal.shape[2:], rng))
+        pairs = Pairs(normal, torch.empty(normal.shape), torch.empty(normal.shape[0], *normal.shape[2:]))
+        threads = min(torch.get_num_threads(), THREADS, len(normal))
+        run = map if threads == 1 else _pool(threads, os.getpid()).map
+        for _ in run(lambda job: self._fill(pairs, foreground, *job), self._jobs(normal, rng)):
+            pass
+        return pairs
+
+    def draw(self, batch: int, size, rng: Generator) -> Draws:
+        """All random numbers of a batch."""
+        options, device = self.config, rng.device
+        noise = draw_noise(batch, options.perlin_scales, options.perlin_rotation, rng)
         low, high = options.opacity
-        opacity = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=normal.device)
-        blended = torch.lerp(normal, self.texture(batch, size, rng), opacity)
-        return torch.where(mask[:, None] > 0, blended, normal), mask
-
-    def texture(self, batch: int, size, rng: Generator) -> Tensor:
-        """Anomaly textures (B, 3, H, W) in [0, 1]."""
+        opacity = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=device)
         if self.textures is None:
-            return procedural_texture(batch, size, rng)
-        index = torch.randint(len(self.textures), (batch,), generator=rng, device=rng.device)
-        return augment_texture(self.textures[index].float() / 255, rng)
+            return Draws(noise, opacity, None, draw_stripes(batch, size, rng))
+        chosen = torch.randint(len(self.textures), (batch,), generator=rng, device=device)
+        return Draws(noise, opacity, chosen, draw_change(batch, size, rng))
+
+    def at_once(self, normal: Tensor, foreground: Tensor | None, drawn: Draws) -> Pairs:
+        """Whole images in one call: nothing depends on how many pixels a mask has, so a GPU need not wait."""
+        size = normal.shape[2:]
+        mask = self._mask(foreground, drawn, size)
+        texture = self._texture(drawn, size, every_pixel(size, normal.device))
+        blended = torch.lerp(normal, texture, drawn.opacity)
+        return Pairs(normal, torch.where(mask[:, None] > 0, blended, normal), mask)
+
+    def _jobs(self, normal: Tensor, rng: Generator):
+        """Index and draws of each image; one thread draws, in a fixed order."""
+        for start in range(0, len(normal), CHUNK):
+            count = min(CHUNK, len(normal) - start)
+            drawn = self.draw(count, normal.shape[2:], rng)
+            yield from ((start + i, only(drawn, i)) for i in range(count))
+
+    @torch.inference_mode()
+    def _fill(self, pairs: Pairs, foreground: Tensor | None, i: int, drawn: Draws):
+        """Write pair i: the texture is made and blended at the mask's pixels alone."""
+        normal, anomalous, mask = (v[i : i + 1] for v in pairs)
+        size = mask.shape[1:]
+        mask.copy_(self._mask(None if foreground is None else foreground[i : i + 1], drawn, size))
+        index = mask.flatten().nonzero()[:, 0]
+        rows = index // size[1]
+        texture = self._texture(drawn, size, (rows[None], (index - rows * size[1])[None])).flatten(2)
+        index = index.expand(1, 3, -1)
+        blended = torch.lerp(normal.flatten(2).gather(2, index), texture, drawn.opacity[..., 0])
+        anomalous.copy_(normal).flatten(2).scatter_(2, index, blended)
+
+    def _mask(self, foreground: Tensor | None, drawn: Draws, size) -> Tensor:
+        return threshold_noise(perlin_noise(*drawn.noise, size), foreground, self.config.perlin_threshold)
+
+    def _texture(self, drawn: Draws, size, pixels) -> Tensor:
+        """Anomaly textures (B, 3, H, W) or (B, 3, 1, P) in [0, 1]."""
+        if self.textures is None:
+            return stripes(drawn.texture, size, pixels)
+        return changed_picture(self.textures, drawn.chosen, drawn.texture, pixels)
+
+
+@functools.cache
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """`count` threads that compute on one core each: one pool a process, since a fork copies no threads.
+
+    torch's operations on one image are too short to be shared out. Its number of threads belongs to the
+    calling thread, but also becomes the default of later ones; hence it is set back.
+    """
+    before, together = torch.get_num_threads(), threading.Barrier(count)
+
+    def compute_alone():
+        torch.get_num_threads()  # a thread's first question would overwrite what was set before it
+        torch.set_num_threads(1)
+        together.wait()
+
+    pool = ThreadPoolExecutor(count, "pairs", compute_alone)
+    list(pool.map(abs, range(count)))
+    torch.set_num_threads(before)
+    return pool
 
 
 def foreground_mask(image: np.ndarray) -> np.ndarray | None:

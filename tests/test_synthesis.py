@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dmdd_lite import synthesis
+from dmdd_lite import synthesis, textures
 from dmdd_lite.config import Config
 from dmdd_lite.synthesis import (
+    Pairs,
     PairSynthesizer,
+    augment_texture,
     foreground_mask,
     foreground_masks,
     perlin_noise,
@@ -55,6 +57,39 @@ def test_perlin_noise_is_zero_at_lattice_points():
     assert noise.abs().max() > 0.1
 
 
+def test_perlin_noise_at_pixels_is_that_of_the_whole_image():
+    noise, size = textures.draw_noise(3, (0, 6), 90, torch.Generator().manual_seed(4)), (40, 56)
+    rows, columns = torch.tensor([[0, 7, 39, 11]]), torch.tensor([[55, 3, 0, 11]])
+    whole = synthesis.perlin_noise(*noise, size)
+    found = synthesis.perlin_noise(*noise, size, (rows, columns))
+    torch.testing.assert_close(found, whole[:, rows, columns][:, 0][:, None])
+
+
+def changed_one(picture, drawn, i):
+    """One picture (3, H, W) in [0, 1], a change at a time."""
+    picture = picture.flip(2) if drawn.mirror[i] else picture
+    picture = picture.flip(1) if drawn.flip[i] else picture
+    picture = picture.transpose(1, 2) if drawn.turn[i] else picture
+    picture = picture[drawn.order[i]]
+    picture = 1 - picture if drawn.invert[i] else picture
+    picture = picture.clamp(1e-4, 1) ** drawn.gamma[i]
+    return ((picture - 0.5) * drawn.contrast[i] + 0.5 + drawn.brightness[i]).clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (10, 16)])
+def test_pictures_and_textures_change_as_one_at_a_time(size):
+    """By 256 levels and at some pixels, by value and at all: the same change."""
+    pictures = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
+    chosen, rng = torch.arange(40) % 5, torch.Generator().manual_seed(0)
+    drawn = textures.draw_change(40, size, rng)
+    looped = torch.stack([changed_one(pictures[i % 5] / 255, drawn, i) for i in range(40)])
+    whole = augment_texture(pictures[chosen] / 255, rng.manual_seed(0))
+    torch.testing.assert_close(whole, looped)
+    rows, columns = torch.tensor([[0, 9, 5]]), torch.tensor([[15, 0, 8]])
+    found = textures.changed_picture(pictures, chosen, drawn, (rows, columns))
+    torch.testing.assert_close(found[:, :, 0], looped[:, :, rows[0], columns[0]])
+
+
 @pytest.fixture(params=["procedural", "folder"])
 def synthesizer(request):
     rng = torch.Generator().manual_seed(1)
@@ -85,6 +120,51 @@ def test_same_seed_same_pairs(synthesizer):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.mask, make(0, 4).mask)
     assert not torch.equal(first.mask, make(1, 3).mask)
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_pixels_by_threads_are_the_batch_at_once(synthesizer, foreground):
+    """A CPU makes textures at the mask's pixels alone; a GPU makes whole images."""
+    normal = normal_images(2 * synthesis.CHUNK + 1)
+    where = torch.rand(len(normal), 48, 48) > 0.4 if foreground else None
+    found = synthesizer(normal, where, step_generator(0, "pairs", 7))
+    rng, parts = step_generator(0, "pairs", 7), []
+    for start in range(0, len(normal), synthesis.CHUNK):
+        here = slice(start, start + synthesis.CHUNK)
+        drawn = synthesizer.draw(len(normal[here]), (48, 48), rng)
+        parts.append(synthesizer.at_once(normal[here], where[here] if foreground else None, drawn))
+    expected = Pairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    torch.testing.assert_close(found, expected)
+
+
+def test_threads_change_neither_pairs_nor_settings(synthesizer):
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(threads == 2):
+                made.append(synthesizer(normal_images(), None, step_generator(0, "pairs", 1)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for pairs in made[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(made[0], pairs, strict=True))
+
+
+def test_an_error_in_a_thread_is_the_callers(synthesizer):
+    with pytest.raises(RuntimeError, match="size"):
+        synthesizer(normal_images(), torch.ones(6, 40, 40, dtype=torch.bool), step_generator(0, "pairs", 0))
+
+
+def test_pairs_of_a_seed_stay_what_they_were(synthesizer):
+    """Pixels of the masks and means of the anomalous views: results were measured with these."""
+    pairs = synthesizer(normal_images(), None, step_generator(0, "pairs", 0))
+    if synthesizer.textures is None:
+        areas, means = [54, 58, 125, 139, 55, 130], [0.49649, 0.50194, 0.51577, 0.49126, 0.49944, 0.51637]
+    else:
+        areas, means = [54, 58, 125, 139, 118, 133], [0.49538, 0.50116, 0.50494, 0.49620, 0.50227, 0.50816]
+    assert pairs.mask.sum((1, 2)).tolist() == pytest.approx(areas, abs=1)
+    assert pairs.anomalous.mean((1, 2, 3)).tolist() == pytest.approx(means, abs=5e-4)
 
 
 def test_synthesis_leaves_the_global_generator_alone(synthesizer):
