@@ -6,6 +6,7 @@ white. Nothing is shown or left open in pyplot: the caller displays the `Figure`
 `figures.save_figure`. One module a chapter: `results` for 05, the others named after their subject.
 """
 
+from .ablation import plot_row_differences
 from .distillation import (
     plot_answers,
     plot_arrows,
@@ -69,6 +70,7 @@ __all__ = [
     "plot_plane",
     "plot_recall_by_depth",
     "plot_roc_and_pro",
+    "plot_row_differences",
     "plot_score_histogram",
     "plot_strengths",
     "plot_threshold_choice",

@@ -1,0 +1,142 @@
+"""The ablation's results as a tidy table, as markdown for every data set, and as a figure."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from ablation_rows import BY_NAME, FULL
+from ablation_run import portable
+
+from dmdd_lite.config import Config, differences
+from dmdd_lite.evaluation import METRICS
+from dmdd_lite.figures import save_figure
+from dmdd_lite.files import write_atomically
+from dmdd_lite.plots import plot_row_differences
+
+ZONES = ("centre", "edge", "rim")
+COLUMNS = ("row", "data", "seed", "map", *METRICS, *ZONES, "seconds")
+NAMES = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
+    "pixel_ap": "pixel AP",
+    "edge": "edge recall",
+    "centre": "core recall",
+}
+JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
+INPUTS = ("normality", "abnormality", "sum")  # of the fused map
+
+
+def collect(folder: str | Path) -> pd.DataFrame:
+    """All result files of a folder: a line a row, data set, seed and map, numbers as fractions of 1, in the
+    order of ROWS.
+
+    Raises ValueError naming a file that is no result, or two of different base configurations.
+    """
+    lines, first = [], None
+    for path in sorted(Path(folder).glob("[!.]*_seed*.json")):  # hidden: a file half written
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            for name, metrics in values["metrics"].items():
+                parts = [values[key] for key in ("row", "data", "seed")]
+                parts += [name, *(metrics[key] for key in METRICS)]
+                parts += [values["zones"][name][key] for key in ZONES]
+                lines.append([*parts, values["seconds"]])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+        first = first or (path, values)
+        _compare_bases(*first, path, values)
+    table = pd.DataFrame(lines, columns=COLUMNS)
+    for column in ZONES:
+        table[column] = table[column].astype(float)  # None to NaN
+    known = {name: place for place, name in enumerate(BY_NAME)}
+    place = table["row"].map(lambda name: known.get(name, len(known)))
+    order = table.assign(place=place).sort_values(["data", "place", "row", "seed"], kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def _compare_bases(path, values, other_path, other):
+    """Rows are changes of one base, or they cannot be compared. Peers have none."""
+    if "base" not in values or "base" not in other:
+        return
+    changed = differences(*(portable(Config.from_dict(v["base"])) for v in (values, other)))
+    if changed:
+        raise ValueError(f"{path} and {other_path} are of different base settings: {'; '.join(changed)}")
+
+
+def best_input(results: pd.DataFrame) -> pd.DataFrame:
+    """By row, data set and seed: how many points the fused map is behind the best of its own inputs, metric
+    by metric; below 0 where it is ahead."""
+    keys = ["row", "data", "seed"]
+    fused = results[results["map"] == "fused"].set_index(keys)[list(JUDGED)]
+    inputs = results[results["map"].isin(INPUTS)].groupby(keys, sort=False)[list(JUDGED)].max()
+    return 100 * (inputs.loc[fused.index] - fused)
+
+
+def mean_and_std(values: pd.Series, digits: int = 2) -> str:
+    """'98.70 ± 0.12', the standard deviation only of more than one seed; '-' of none."""
+    values = values.dropna()
+    if values.empty:
+        return "-"
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.DataFrame:
+    """Percent, mean ± std over the seeds: a line a row, columns seeds, the metrics of the map `of`, recall of
+    edge and core, and seconds of training."""
+    own = results[(results["data"] == data) & (results["map"] == of)]
+    lines = {}
+    for row, part in own.groupby("row", sort=False):
+        cells = {name: mean_and_std(100 * part[column]) for column, name in NAMES.items()}
+        lines[row] = {"seeds": len(part), **cells, "seconds": mean_and_std(part["seconds"], 0)}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def fusion_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
+    """What fusing costs: the sum's metrics in percent, and how many points the fused map is behind the better
+    of the branches and their sum, mean ± std over the seeds."""
+    own = results[results["data"] == data]
+    behind, lines = best_input(own), {}
+    for row, part in own[own["map"] == "sum"].groupby("row", sort=False):
+        cells = {f"sum: {NAMES[m]}": mean_and_std(100 * part[m]) for m in JUDGED}
+        lost = {f"behind: {NAMES[m]}": mean_and_std(behind.loc[row][m]) for m in JUDGED}
+        lines[row] = {**cells, **lost}
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def markdown(results: pd.DataFrame) -> str:
+    """Both tables of every data set."""
+    parts = ["Percent, mean ± std over seeds; weights of the last iteration, nothing chosen on the test set."]
+    for data in dict.fromkeys(results["data"]):
+        parts += [f"## {data}: fused map", _table(quality_table(results, data))]
+        parts += [
+            f"## {data}: the sum of the maps, and points that the fused map is behind its best input",
+            _table(fusion_table(results, data)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    return frame.to_markdown(disable_numparse=True)
+
+
+def write_report(folder: str | Path) -> str:
+    """Write `<folder>.csv`, `.md` and, of the data sets that have the full row, `.png`; returns the `.md`.
+
+    Raises ValueError as `collect`, and if there is no result.
+    """
+    folder = Path(folder)
+    results = collect(folder)
+    if results.empty:
+        raise ValueError(f"{folder} has no results yet")
+    text = markdown(results)
+    rounded = results.round({name: 6 for name in (*METRICS, *ZONES)})
+    csv, md, png = (folder.with_name(folder.name + end) for end in (".csv", ".md", ".png"))
+    write_atomically(csv, lambda path: rounded.to_csv(path, index=False))
+    write_atomically(md, lambda path: path.write_text(text, encoding="utf-8"))
+    compared = set(results.loc[results["row"] == FULL, "data"])
+    fused = results[(results["map"] == "fused") & results["data"].isin(compared)]
+    if len(fused):
+        save_figure(plot_row_differences(fused, NAMES, FULL), png)
+    return text

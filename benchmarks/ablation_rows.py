@@ -1,0 +1,113 @@
+"""The rows of the ablation: named changes of a base configuration, each with what it is to show.
+
+A new row is one more line in ROWS. A row whose changes are all named in SCORING trains nothing: it is scored
+from the detector of the row `full`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dmdd_lite.config import Config, differences
+
+#: fields that the training never reads
+SCORING = ("smoothing_sigma", "score_rule", "score_top", "fusion_skip", "threshold_quantile")
+
+#: where a row's anomaly textures come from: a folder of any pictures, nowhere (procedural ones), the
+#: category's own training images, or the folder and those together
+TEXTURES = ("folder", "none", "own", "mixed")
+
+FULL = "full"  # the row that all others are compared with
+
+
+class Row(NamedTuple):
+    """changes: Config fields with their value, or with a function from the base's value to it."""
+
+    name: str
+    why: str
+    changes: dict = {}  # noqa: RUF012 read only
+    textures: str = "folder"
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the row is a matter of scoring alone."""
+        return bool(self.changes) and set(self.changes) <= set(SCORING) and self.textures == "folder"
+
+    def config(self, base: Config, seed: int) -> Config:
+        """Raises ValueError or TypeError for a change that Config does not take."""
+        changes = {k: v(getattr(base, k)) if callable(v) else v for k, v in self.changes.items()}
+        return base.replace(**changes, seed=seed)
+
+    def same_as_full(self, base: Config) -> bool:
+        """Whether the row changes nothing of this base."""
+        return self.textures == "folder" and not differences(self.config(base, 0), base.replace(seed=0))
+
+
+def times(factor: float) -> Callable:
+    """The base's value so many times, whole where it is whole."""
+    return lambda value: type(value)(value * factor)
+
+
+PLAIN = {"branches": ("normality",), "fusion_start": 1.0}  # one branch, its maps summed
+
+ROWS = (
+    # the parts, one after the other
+    Row("plain", "reverse distillation: good images alone, one branch, no MSN", {**PLAIN, "pairs": False}),
+    Row("pairs", "the same branch fitted on pairs: NGM, its maps summed", PLAIN),
+    Row("ngm", "NGM alone with an MSN", {"branches": ("normality",)}),
+    Row("aim", "AIM alone with an MSN", {"branches": ("abnormality",)}),
+    Row("summed", "NGM and AIM without the MSN: the sum of all maps", {"fusion_skip": 1.0}),
+    Row("no_attention", "an MSN without attention", {"fusion_attention": ()}),
+    Row("channel", "channel attention alone", {"fusion_attention": ("channel",)}),
+    Row("spatial", "spatial attention alone", {"fusion_attention": ("spatial",)}),
+    Row("coordinate", "coordinate attention alone", {"fusion_attention": ("coordinate",)}),
+    Row("self", "self-attention alone", {"fusion_attention": ("self",)}),
+    Row(FULL, "the configuration as it is"),
+    # student and teacher
+    Row("encoder", "a student of the teacher's own structure", {"student": "encoder"}),
+    Row("bottleneck_1", "an embedding as large as the coarsest feature", {"student_bottleneck": 1}),
+    Row("bottleneck_4", "an embedding four times smaller per side", {"student_bottleneck": 4}),
+    Row("width_half", "half the least width of the student", {"student_width": times(0.5)}),
+    Row("width_double", "twice the least width of the student", {"student_width": times(2)}),
+    Row("standardise_always", "teacher channels centred and scaled", {"standardise": "always"}),
+    Row("standardise_never", "teacher channels as they are", {"standardise": "never"}),
+    # losses
+    Row("ngm_pixel", "cosine per pixel instead of over the flattened map", {"ngm_form": "pixel"}),
+    Row("aim_hinge", "anomalies pushed to distance 1 and no further", {"aim_form": "hinge"}),
+    Row("aim_inverse", "anomalies pushed as far as they go", {"aim_form": "inverse"}),
+    Row("aim_balanced", "anomalous and normal pixels weigh the same", {"aim_balanced": True}),
+    # pairs
+    Row("textures_procedural", "procedural anomaly textures", textures="none"),
+    Row("textures_own", "the category's own training images as textures", textures="own"),
+    Row("textures_mixed", "the folder's and its own images as textures", textures="mixed"),
+    Row("foreground_none", "synthetic anomalies anywhere", {"foreground": "none"}),
+    # fusion
+    Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
+    Row("jitter_0", "the MSN sees maps at their own strength", {"fusion_jitter": 0.0}),
+    Row("zoom_1", "the MSN sees maps at their own size", {"fusion_zoom": 1.0}),
+    Row("skip_0", "the MSN alone, without the share of the plain sum", {"fusion_skip": 0.0}),
+    Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
+    # schedule
+    Row("constant", "a learning rate that does not decay", {"schedule": "constant"}),
+    Row("iterations_double", "twice the iterations", {"iterations": times(2)}),
+    Row("rate_half", "half the learning rate", {"learning_rate": times(0.5)}),
+    Row("rate_double", "twice the learning rate", {"learning_rate": times(2)}),
+    # scoring
+    Row("sigma_2", "less smoothing", {"smoothing_sigma": 2.0}),
+    Row("sigma_4", "as the authors smooth", {"smoothing_sigma": 4.0}),
+    Row("sigma_6", "more smoothing", {"smoothing_sigma": 6.0}),
+    Row("score_max", "image score: the highest pixel", {"score_rule": "max"}),
+    Row("score_top", "image score: the mean of the highest pixels", {"score_rule": "top"}),
+)
+
+BY_NAME = {row.name: row for row in ROWS}
+
+
+def listing(base: Config) -> str:
+    """Markdown of all rows: name, what is changed, textures, whether it trains, and why."""
+    lines = ["| row | changes | textures | trains | why |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        config = row.config(base, base.seed)
+        changes = ", ".join(f"{name}={getattr(config, name)!r}" for name in row.changes) or "-"
+        trains = "no" if row.is_scoring else "yes"
+        lines.append(f"| {row.name} | {changes} | {row.textures} | {trains} | {row.why} |")
+    return "\n".join(lines)

@@ -1,0 +1,272 @@
+"""Other methods beside ours: anomalib's PatchCore, PaDiM and STFPM with our teacher, images and metrics.
+
+    python -m venv peers && peers/bin/pip install -e '.[peers]'
+    peers/bin/python benchmarks/peers.py --data bottle=data/mvtec_ad/bottle --teacher mobilenetv2_100 \\
+        --teacher-weights weights.safetensors --set \\
+        'teacher_options={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
+
+The models are anomalib's own, their maps and image scores too; what they see are the features of our frozen
+teacher, from the same file and with the same normalisation, and images of the same size. They learn from all
+of train/good, with nothing held out. Results go to <out>/<peer>_<data>_seed<seed>.json, in the shape of the
+ablation's, and are not made again.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import measure
+import numpy as np
+import timm
+import torch
+from ablation import Data, read_data
+from ablation_report import collect, quality_table
+from ablation_run import run_name, zone_recalls
+from torch import Tensor, nn
+
+from dmdd_lite.config import Config
+from dmdd_lite.data import load_masks, open_category
+from dmdd_lite.device import describe, resolve_device
+from dmdd_lite.evaluation import PROTOCOL
+from dmdd_lite.files import write_json
+from dmdd_lite.images import DataError, load_images
+from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, feature_indices, resolve_teacher
+
+MAP = "map"  # the one map of a peer
+
+
+class Peer(NamedTuple):
+    """model: class and module within anomalib.models.image; scales: which of the teacher's three it reads, as
+    anomalib's default does; settings: options of this script that its result depends on."""
+
+    module: str
+    model: str
+    scales: tuple[int, ...]
+    settings: tuple[str, ...] = ()
+
+
+PEERS = {
+    "patchcore": Peer("patchcore", "PatchcoreModel", (1, 2), ("coreset",)),
+    "padim": Peer("padim", "PadimModel", (0, 1, 2), ("features",)),
+    "stfpm": Peer("stfpm", "STFPMModel", (0, 1, 2), ("iterations", "batch_size")),
+}
+
+
+# ---- anomalib's models on our teacher -----------------------------------------------------------------
+
+
+class Features(nn.Module):
+    """Stands in for anomalib's TimmFeatureExtractor: images (B, 3, H, W) in [0, 1] -> features by layer, of
+    the frozen teacher, or with requires_grad of an untrained network like it."""
+
+    def __init__(self, config: Config, teacher: Teacher, layers, requires_grad: bool = False):
+        super().__init__()
+        self.layers = list(layers)
+        self.out_dims = [teacher.info.channels[layer] for layer in layers]
+        self.teacher = teacher
+        self.network = untrained(config) if requires_grad else None
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        if self.network is None:
+            features = self.teacher(images)
+        else:
+            features = self.network((images - self.teacher.mean) / self.teacher.std)
+        return {layer: features[layer] for layer in self.layers}
+
+
+def untrained(config: Config) -> nn.Module:
+    """The teacher's network without its weights, to be trained."""
+    name, options, _ = resolve_teacher(config.teacher, config.teacher_options)
+    options = {k: v for k, v in options.items() if k not in ("mean", "std")}
+    options.setdefault("out_indices", feature_indices(name))
+    return timm.create_model(name, pretrained=False, features_only=True, **options)
+
+
+def build_peer(name: str, config: Config, teacher: Teacher, **options) -> nn.Module:
+    """anomalib's model with our features in place of its extractor's; options: further ones of its own."""
+    peer = PEERS[name]
+    module = importlib.import_module(f"anomalib.models.image.{peer.module}.torch_model")
+
+    def features(backbone, layers, pre_trained=True, requires_grad=False):
+        return Features(config, teacher, layers, requires_grad)
+
+    with mock.patch.object(module, "TimmFeatureExtractor", features):
+        return getattr(module, peer.model)(backbone=config.teacher, layers=peer.scales, **options)
+
+
+def fit_patchcore(config, teacher, images: Tensor, options) -> nn.Module:
+    """A memory of the share `coreset` of all patches."""
+    model = build_peer("patchcore", config, teacher).to(images.device).train()
+    remember(model, images)
+    model.subsample_embedding(options.coreset)
+    return model
+
+
+def fit_padim(config, teacher, images: Tensor, options) -> nn.Module:
+    """A Gaussian at every position over `features` random channels."""
+    model = build_peer("padim", config, teacher, n_features=options.features).to(images.device).train()
+    remember(model, images)
+    model.fit()
+    return model
+
+
+@torch.no_grad()
+def remember(model: nn.Module, images: Tensor):
+    """Show the model all training images, uint8 (N, 3, S, S), once."""
+    for batch in images.split(8):
+        model(batch.float() / 255)
+
+
+def fit_stfpm(config, teacher, images: Tensor, options) -> nn.Module:
+    """A student of the teacher's structure, trained as anomalib does (SGD 0.4, momentum 0.9, decay 0.001)."""
+    loss = importlib.import_module("anomalib.models.image.stfpm.loss").STFPMLoss()
+    model = build_peer("stfpm", config, teacher).to(images.device).train()
+    student = model.student_model.network.parameters()
+    optimizer = torch.optim.SGD(student, lr=0.4, momentum=0.9, weight_decay=0.001)
+    rng = torch.Generator().manual_seed(config.seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(options.iterations):
+        while len(order) < options.batch_size:
+            order = torch.cat([order, torch.randperm(len(images), generator=rng)])
+        chosen, order = order[: options.batch_size], order[options.batch_size :]
+        optimizer.zero_grad()
+        loss(*model(images[chosen.to(images.device)].float() / 255)).backward()
+        optimizer.step()
+    return model
+
+
+FIT: dict[str, Callable] = {"patchcore": fit_patchcore, "padim": fit_padim, "stfpm": fit_stfpm}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (N, S, S) and image scores (N,) of uint8 images (N, 3, S, S), as the model itself gives them."""
+    maps, scores = [], []
+    for batch in images.split(4):
+        found = model.eval()(batch.float() / 255)
+        maps.append(found.anomaly_map[:, 0].cpu())
+        scores.append(found.pred_score.flatten().cpu())
+    return torch.cat(maps).numpy(), torch.cat(scores).numpy()
+
+
+# ---- runs and their results ---------------------------------------------------------------------------
+
+
+def settings_of(name: str, data: Data, config: Config, options) -> dict:
+    """What a result depends on; the weights file by its name."""
+    kept = ("teacher", "teacher_options", "image_size", "seed")
+    values = {field: config.to_dict()[field] for field in kept}
+    values["teacher_weights"] = Path(config.teacher_weights).name
+    values |= {option: getattr(options, option) for option in PEERS[name].settings}
+    return {"row": name, "data": data.name, "category": data.category, "settings": values}
+
+
+def is_done(path: Path, settings: dict) -> bool:
+    """Whether the result is there. Raises ValueError, naming what differs, if it is of other settings."""
+    if not path.exists():
+        return False
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        before, now = ({**s, **s["settings"]} for s in (values, settings))
+        differing = [k for k in now if k != "settings" and before.get(k) != now[k]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+    if differing:
+        told = "; ".join(f"{k}: {before.get(k)!r} -> {now[k]!r}" for k in differing)
+        raise ValueError(f"{path} was made with other settings ({told}); delete it or choose another --out")
+    return True
+
+
+def run_peer(name: str, data: Data, config: Config, options) -> dict:
+    """Fit and evaluate one peer. Raises ImportError without anomalib, DataError or TeacherError."""
+    device, category = resolve_device(options.device), open_category(data.root, data.category)
+    teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options).to(device)
+    images = load_images(category.train, config.image_size, None).to(device)
+    torch.manual_seed(config.seed)
+    began = time.perf_counter()
+    model = FIT[name](config, teacher, images, options)
+    seconds = time.perf_counter() - began
+    shown = load_images([test.path for test in category.test], config.image_size, None).to(device)
+    maps, scores = predict(model, shown)
+    masks = load_masks(category.test, config.image_size, None).numpy()
+    return {
+        **settings_of(name, data, config, options),
+        "seed": config.seed,
+        "protocol": PROTOCOL,
+        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
+        "zones": zone_recalls({MAP: maps}, masks),
+        "seconds": round(seconds, 1),
+        **describe(device),
+        "anomalib": importlib.metadata.version("anomalib"),
+        "images": {"train": len(images), "test": len(masks)},
+    }
+
+
+def table(folder: Path) -> str:
+    """Markdown of all results of a folder, a part a data set."""
+    results = collect(folder)
+    parts = [
+        f"## {data}\n\n{quality_table(results, data, MAP).to_markdown(disable_numparse=True)}"
+        for data in dict.fromkeys(results["data"])
+    ]
+    return "\n\n".join(parts)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--teacher", default="mobilenetv2_100", help="timm name of the teacher")
+    parser.add_argument("--teacher-weights", default="", help="its weights, a local file")
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
+    parser.add_argument("--coreset", type=float, default=0.01, help="PatchCore: share of patches kept")
+    parser.add_argument("--features", type=int, default=100, help="PaDiM: channels kept")
+    parser.add_argument("--iterations", type=int, default=300, help="STFPM")
+    parser.add_argument("--batch-size", type=int, default=8, help="STFPM")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder of the results")
+    return parser.parse_args(arguments)
+
+
+def configurations(options: argparse.Namespace) -> list[Config]:
+    """One a seed. Raises ValueError or TypeError naming a field."""
+    named = ("teacher", "teacher_weights", "image_size")
+    base = Config.from_dict({n: getattr(options, n) for n in named} | measure.read_fields(options.set))
+    return [base.replace(seed=seed) for seed in options.seeds]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 all there, 2 something is missing or wrong."""
+    options = parse(arguments)
+    try:
+        for config in configurations(options):
+            for data in options.data:
+                for name in options.peers:
+                    path = options.out / f"{run_name(name, data.name, config.seed)}.json"
+                    if not is_done(path, settings_of(name, data, config, options)):
+                        write_json(path, run_peer(name, data, config, options))
+                        print(f"wrote {path}", flush=True)
+        print(table(options.out))
+    except ModuleNotFoundError as error:
+        print(f"{error}: pip install 'dmdd-lite[peers]', in an environment of its own", file=sys.stderr)
+        return 2
+    except (ValueError, TypeError, DataError, TeacherError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

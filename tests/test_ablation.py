@@ -1,0 +1,412 @@
+"""The ablation: what a row is, grids that resume and repeat nothing, scored rows, failures, the tables."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dmdd_lite.config import Config, differences
+from dmdd_lite.data import open_category
+from dmdd_lite.evaluation import METRICS, evaluate
+from dmdd_lite.samples import write_samples
+from dmdd_lite.trainer import Trainer
+from dmdd_lite.training import train
+from dmdd_lite.zones import zone_table
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 3 --batch-size 2 --set "
+    'student_blocks=[1,1,1] student_width=16 fusion_width=4 fusion_start=0.3 precision="float32" --device cpu'
+)
+ROWS = ("--rows", "full", "plain", "sigma_2", "--seeds", "0", "1")
+ENDS = ("csv", "md", "png")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules of the ablation."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    names = ("ablation", "ablation_rows", "ablation_run", "ablation_report")
+    yield SimpleNamespace(**{name: import_module(name) for name in names})
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("samples")
+    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
+    return root
+
+
+def arguments(root, out, *more) -> list[str]:
+    return [*TINY.split(), "--data", f"bracket={root}/lever", "--out", str(out), "--jobs", "1", *more]
+
+
+class Here:
+    """Stands in for a job's process: does it here, at once."""
+
+    started: tuple = ()
+
+    def __init__(self, run_job, job, broken=()):
+        Here.started += (job.name,)
+        self.job, self.code, self.message = job, 0, ""
+        if job.row in broken:
+            self.code, self.message = 1, "it broke"
+        else:
+            run_job(job)
+
+    def poll(self):
+        return self.code
+
+    def error(self):
+        return self.message
+
+    def stop(self):
+        self.stopped = True
+
+    def wait(self, seconds=0):
+        pass
+
+
+def run_here(bench, words, broken=()) -> tuple[int, list[str], str]:
+    """The script without processes of its own: exit status, trainings started, and what it printed."""
+    Here.started = ()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as told:
+        patch.setattr(bench.ablation, "Process", lambda job, _: Here(bench.ablation_run.run_job, job, broken))
+        patch.setattr(bench.ablation, "POLL", 0)
+        patch.setattr(bench.ablation, "interrupt_on_sigterm", lambda: None)
+        status = bench.ablation.main(words)
+    return status, list(Here.started), told.getvalue()
+
+
+def result(out, row, seed=0) -> dict:
+    return json.loads((out / f"{row}_bracket_seed{seed}.json").read_text(encoding="utf-8"))
+
+
+def planned(bench, root, out, *more) -> list:
+    options = bench.ablation.parse(arguments(root, out, *more))
+    return bench.ablation.plan(options, bench.ablation.base_config(options))
+
+
+# ---- rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [Config(), Config(iterations=300, batch_size=8, learning_rate=1e-3)])
+def test_rows_change_the_base_by_what_they_name(bench, base):
+    rows = bench.ablation_rows
+    assert len(rows.BY_NAME) == len(rows.ROWS)
+    same = {row.name for row in rows.ROWS if row.same_as_full(base)}
+    assert same == {"full", "sigma_4", "score_max"}
+    for row in rows.ROWS:
+        changed = {text.split(":")[0] for text in differences(base, row.config(base, 7))} - {"seed"}
+        assert changed == (set() if row.name in same else set(row.changes)), row.name
+        assert row.textures in rows.TEXTURES
+        assert row.config(base, 7).seed == 7
+    doubled = rows.BY_NAME["iterations_double"].config(base, 0).iterations
+    assert (doubled, type(doubled)) == (2 * base.iterations, int)
+    assert rows.BY_NAME["rate_half"].config(base, 0).learning_rate == base.learning_rate / 2
+
+
+def test_what_only_scores_is_told_from_what_trains(bench):
+    scoring = {row.name for row in bench.ablation_rows.ROWS if row.is_scoring}
+    smoothing = {"sigma_2", "sigma_4", "sigma_6"}
+    assert scoring == {"summed", "skip_0", "score_max", "score_top", *smoothing}
+
+
+def test_list_names_every_row(bench, capsys):
+    assert bench.ablation.main(["--list", "--iterations", "300"]) == 0
+    told = capsys.readouterr().out
+    assert "| iterations_double | iterations=600 | folder | yes |" in told
+    assert all(f"\n| {name} |" in told for name in bench.ablation_rows.BY_NAME)
+
+
+def test_the_plan_groups_rows_by_training(bench, root, tmp_path, capsys):
+    more = ("--rows", "aim", "sigma_2", "sigma_4", "textures_procedural", "--seeds", "0", "1")
+    jobs = planned(bench, root, tmp_path, *more)
+    found = [(job.row, job.seed, list(job.rows)) for job in jobs]
+    one = [("full", 0, ["sigma_2"]), ("aim", 0, ["aim"])]
+    assert found == [*one, *((row, 1, rows) for row, _, rows in one)]
+    assert "left out: sigma_4, textures_procedural" in capsys.readouterr().out
+    assert Config.from_dict(jobs[0].rows["sigma_2"]).smoothing_sigma == 2
+    assert Config.from_dict(jobs[0].config).smoothing_sigma == 4
+
+
+# ---- grids --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grid(bench, root, tmp_path_factory):
+    """Two rows that train and one that does not, with two seeds; what the call said is `.told`."""
+    out = tmp_path_factory.mktemp("grid") / "ablation"
+    return SimpleNamespace(out=out, told=run_here(bench, arguments(root, out, *ROWS)))
+
+
+@pytest.fixture
+def copied(grid, tmp_path):
+    return Path(shutil.copytree(grid.out, tmp_path / "copied"))
+
+
+def test_a_grid_runs_and_a_second_call_runs_nothing(bench, root, grid):
+    trained = [f"{row}_bracket_seed{seed}" for seed in (0, 1) for row in ("full", "plain")]
+    assert grid.told[:2] == (0, trained)
+    for number, run in enumerate(("full bracket seed 0", "sigma_2 bracket seed 0", "plain bracket seed 0")):
+        assert f"\n[{number + 1}/6] {run}: image " in grid.told[2]
+    before = {path.name: path.stat().st_mtime_ns for path in grid.out.glob("*.json")}
+    assert len(before) == 6
+    status, started, told = run_here(bench, arguments(root, grid.out, *ROWS))
+    assert (status, started) == (0, [])
+    assert "6 runs, 0 of them open" in told
+    assert {path.name: path.stat().st_mtime_ns for path in grid.out.glob("*.json")} == before
+    assert sorted(path.name for path in (grid.out / "runs").iterdir()) == trained[::2]  # the full row's
+    beside = {path.name for path in grid.out.parent.iterdir()}
+    assert beside == {"ablation", *(f"ablation.{end}" for end in ENDS)}
+
+
+def test_a_later_scoring_row_trains_nothing(bench, root, copied, monkeypatch):
+    before = result(copied, "full")
+    monkeypatch.setattr(Trainer, "step", None)
+    status, started, _ = run_here(bench, arguments(root, copied, "--rows", "full", "skip_0"))
+    assert (status, started) == (0, ["full_bracket_seed0"])
+    assert result(copied, "full") == before
+    assert result(copied, "skip_0")["config"] == {**before["config"], "fusion_skip": 0.0}
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_path, monkeypatch, capsys):
+    (job,) = planned(bench, root, tmp_path, "--rows", "full")
+    steps = Trainer.step
+
+    def interrupted(self):
+        if self.iteration == 2:
+            raise KeyboardInterrupt
+        return steps(self)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.ablation_run.run_job(job)
+    assert not job.result("full").exists()
+    monkeypatch.setattr(Trainer, "step", steps)
+    bench.ablation_run.run_job(job)
+    assert "goes on from iteration 2" in capsys.readouterr().out
+    assert result(tmp_path, "full")["metrics"] == result(grid.out, "full")["metrics"]
+
+
+@pytest.mark.parametrize(
+    "row, trained",
+    [
+        ("sigma_2", {"smoothing_sigma": 2.0}),
+        ("score_top", {"score_rule": "top"}),
+        ("skip_0", {"fusion_skip": 0.0}),
+        ("summed", {"fusion_skip": 1.0}),
+        ("summed", {"fusion_start": 1.0}),  # never trained, the fusion is the sum
+    ],
+)
+def test_scored_rows_equal_a_training_with_that_configuration(bench, root, copied, row, trained):
+    (job,) = planned(bench, root, copied, "--rows", row)
+    bench.ablation_run.run_job(job)
+    config = Config.from_dict(job.config).replace(**trained)
+    detector = train(config, root, "lever", device="cpu", progress=False).detector
+    expected = evaluate(detector, open_category(root, "lever"), progress=False)
+    found = result(copied, row)
+    zones = zone_table(expected.maps, expected.masks, 1, 0.01)  # a fiftieth of 64 pixels
+    for of, metrics in expected.metrics.items():
+        assert found["metrics"][of] == pytest.approx(metrics), of
+        assert found["zones"][of] == pytest.approx(dict(zones.loc[of])), of
+    if row != "score_top":  # so few images rank the same
+        assert found["metrics"] != result(copied, "full")["metrics"]
+
+
+def test_other_settings_are_refused_by_name(bench, root, grid, capsys):
+    words = arguments(root, grid.out, "--rows", "full", "--iterations", "8", "--set", "aim_weight=2.0")
+    assert run_here(bench, words)[:2] == (2, [])
+    told = capsys.readouterr().err
+    assert "full_bracket_seed0.json was made with other settings (" in told
+    assert "aim_weight: 1.0 -> 2.0; iterations: 3 -> 8" in told
+    assert "choose another --out" in told
+
+
+def test_other_textures_are_refused(bench, root, grid, tmp_path):
+    job = planned(bench, root, grid.out, "--rows", "full")[0]
+    other = dataclasses.replace(job, texture_root=str(tmp_path))
+    assert bench.ablation_run.read_result(job, "full")["row"] == "full"
+    with pytest.raises(bench.ablation_run.jobs.ResultError, match=r"textures: \['folder', ''\] -> "):
+        bench.ablation_run.read_result(other, "full")
+
+
+def test_all_problems_are_told_before_anything_starts(bench, root, tmp_path, capsys):
+    words = arguments(root, tmp_path / "out", "--textures", "nowhere", "--teacher-weights", "none.pth")
+    assert run_here(bench, [*words, "--data", f"a={root}/cat", f"a={root}/lever"])[:2] == (2, [])
+    told = capsys.readouterr().err
+    for part in ("a name of its own", "nowhere: no such", "no category named 'cat'", "none.pth do not exist"):
+        assert part in told
+    with pytest.raises(SystemExit):
+        run_here(bench, arguments(root, tmp_path, "--data", "bottle"))
+    assert "'bottle' is not NAME=ROOT/CATEGORY" in capsys.readouterr().err
+
+
+def test_a_failed_row_is_named_and_the_others_go_on(bench, root, tmp_path):
+    words = arguments(root, tmp_path / "out", "--rows", "aim", "plain")
+    status, started, told = run_here(bench, words, broken=("aim",))
+    assert (status, len(started)) == (1, 2)
+    assert "\nfailed: aim_bracket_seed0: it broke (log: " in told
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["plain_bracket_seed0.json"]
+    assert run_here(bench, words)[:2] == (0, ["aim_bracket_seed0"])
+
+
+def test_the_time_limit_stops_what_runs_and_counts_what_is_left(bench, root, tmp_path, monkeypatch, capsys):
+    started = []
+
+    class Endless(Here):
+        def __init__(self, job, environment):
+            started.append(self)
+            self.job, self.code = job, None
+
+    monkeypatch.setattr(bench.ablation, "Process", Endless)
+    monkeypatch.setattr(bench.ablation, "interrupt_on_sigterm", lambda: None)
+    began = time.monotonic()
+    words = arguments(root, tmp_path, "--rows", "full", "sigma_2", "aim", "--minutes", "0.05")
+    assert bench.ablation.main(words) == 75
+    assert time.monotonic() - began < 3
+    assert "3 of 3 runs are left; the same command goes on" in capsys.readouterr().out
+    assert [process.stopped for process in started] in ([True], [])  # none, if the check took all the time
+
+
+def test_mixed_textures_are_the_folders_and_its_own(bench, root, tmp_path):
+    write_samples(tmp_path, "fabric", size=64, train=3, good=1, per_defect=1)
+    more = ("--rows", "textures_mixed", "textures_own", "--textures", str(tmp_path / "fabric/train"))
+    mixed, own = planned(bench, root, tmp_path / "out", *more)
+    folder = Path(bench.ablation_run.textures_of(mixed))
+    both = [*(root / "lever/train/good").iterdir(), *(tmp_path / "fabric/train/good").iterdir()]
+    assert {path.resolve() for path in folder.iterdir()} == {path.resolve() for path in both}
+    assert len(list(folder.iterdir())) == len(both) == 10
+    assert Path(bench.ablation_run.textures_of(own)) == root / "lever/train/good"
+    bench.ablation_run.run_job(mixed)
+    assert result(tmp_path / "out", "textures_mixed")["textures"] == ["mixed", "train"]
+
+
+@pytest.mark.slow
+def test_processes_two_at_a_time_one_fails_and_a_kill_loses_little(root, tmp_path):
+    """The real thing: a run that fails by itself, then the whole call killed and called again."""
+    words = arguments(root, tmp_path, "--rows", "full", "sigma_2", "rate_double", "--jobs", "2")
+    words += ["--iterations", "60", "--set", "learning_rate=1e30", "fusion_start=1.0"]
+    command = [sys.executable, ROOT / "benchmarks" / "ablation.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("lower learning_rate") >= 2
+    assert "rate_double_bracket_seed0" in done.stdout
+
+    command[-2] = "learning_rate=0.001"
+    out = tmp_path / "killed"
+    command[command.index("--out") + 1] = str(out)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    checkpoint = out / "runs" / "full_bracket_seed0" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on from iteration" in (out / "logs" / "full_bracket_seed0.log").read_text()
+    assert len(list(out.glob("*.json"))) == 3
+
+
+# ---- tables -------------------------------------------------------------------------------------------
+
+
+def made_up(folder, bases=None):
+    """Result files of random numbers: 2 rows x 2 data sets x 3 seeds; returns the values by name."""
+    rng, values = np.random.default_rng(0), {}
+    base = Config().to_dict()
+    folder.mkdir()
+    for row in ("plain", "full"):
+        maps = ("fused", "normality", "sum", *(("abnormality",) if row == "full" else ()))
+        for data in ("one", "two"):
+            for seed in range(3):
+                found = {
+                    "row": row,
+                    "data": data,
+                    "seed": seed,
+                    "metrics": {of: dict(zip(METRICS, rng.random(5), strict=True)) for of in maps},
+                    "zones": {of: {"centre": None, "edge": rng.random(), "rim": 0.5} for of in maps},
+                    "seconds": 10.0 + seed,
+                    "base": {**base, **(bases or {}).get((row, data, seed), {})},
+                }
+                values[row, data, seed] = found
+                (folder / f"{row}_{data}_seed{seed}.json").write_text(json.dumps(found))
+    return values
+
+
+def test_tables_hold_the_numbers_of_the_files(bench, tmp_path):
+    values = made_up(tmp_path / "made")
+    text = bench.ablation_report.write_report(tmp_path / "made")
+    results = bench.ablation_report.collect(tmp_path / "made")
+
+    aupro = [100 * values["full", "two", s]["metrics"]["fused"]["aupro"] for s in range(3)]
+    table = bench.ablation_report.quality_table(results, "two")
+    assert table.loc["full", "AUPRO"] == f"{np.mean(aupro):.2f} ± {np.std(aupro, ddof=1):.2f}"
+    assert list(table.index) == ["plain", "full"]
+    assert table.loc["plain", ["seeds", "core recall", "seconds"]].tolist() == [3, "-", "11 ± 1"]
+    assert table.loc["full", "AUPRO"] in text.partition("## two: fused map")[2]
+
+    behind = []
+    for seed in range(3):
+        maps = {of: m["pixel_ap"] for of, m in values["plain", "one", seed]["metrics"].items()}
+        behind.append(100 * (max(maps["normality"], maps["sum"]) - maps["fused"]))
+    cell = bench.ablation_report.fusion_table(results, "one").loc["plain", "behind: pixel AP"]
+    assert cell == f"{np.mean(behind):.2f} ± {np.std(behind, ddof=1):.2f}"
+    summed = np.mean([100 * values["plain", "one", s]["metrics"]["sum"]["image_auroc"] for s in range(3)])
+    cell = bench.ablation_report.fusion_table(results, "one").loc["plain", "sum: image AUROC"]
+    assert cell.startswith(f"{summed:.2f} ± ")
+
+    tidy = pd.read_csv(tmp_path / "made.csv")
+    assert len(tidy) == 2 * 3 * (3 + 4)
+    key = (tidy["row"] == "full") & (tidy["data"] == "one") & (tidy["seed"] == 1) & (tidy["map"] == "sum")
+    for metric, value in values["full", "one", 1]["metrics"]["sum"].items():
+        assert tidy.loc[key, metric].item() == pytest.approx(value, abs=1e-6)
+    assert tidy.loc[key, "edge"].item() == pytest.approx(
+        values["full", "one", 1]["zones"]["sum"]["edge"], abs=1e-6
+    )
+
+
+def test_one_seed_has_no_spread(bench):
+    report = bench.ablation_report
+    assert report.mean_and_std(pd.Series([98.765])) == "98.77"
+    assert report.mean_and_std(pd.Series([1.0, 3.0, np.nan])) == "2.00 ± 1.41"
+    assert report.mean_and_std(pd.Series([np.nan])) == "-"
+
+
+def test_report_alone(bench, copied, capsys):
+    assert bench.ablation.main(["--report", "--out", str(copied)]) == 0
+    aupro = [100 * result(copied, "plain", seed)["metrics"]["fused"]["aupro"] for seed in (0, 1)]
+    told = capsys.readouterr().out
+    assert f"| {np.mean(aupro):.2f} ± {np.std(aupro, ddof=1):.2f} " in told
+    assert copied.with_name("copied.md").read_text() in told
+
+
+def test_results_of_different_bases_and_foreign_files_are_refused(bench, tmp_path):
+    made_up(tmp_path / "made", {("full", "two", 1): {"iterations": 7}})
+    with pytest.raises(ValueError, match=r"different base settings: iterations: (5000 -> 7|7 -> 5000)"):
+        bench.ablation_report.collect(tmp_path / "made")
+    (tmp_path / "made" / "full_two_seed1.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"full_two_seed1\.json is not a result file"):
+        bench.ablation_report.collect(tmp_path / "made")
+
+
+def test_half_of_the_grid_can_be_reported(bench, tmp_path):
+    made_up(tmp_path / "made")
+    for path in (tmp_path / "made").glob("full_*.json"):
+        path.unlink()
+    (tmp_path / "made" / ".full_one_seed0-x1.json").write_text("")  # killed while it was written
+    assert "| plain |" in " ".join(bench.ablation_report.write_report(tmp_path / "made").split())
+    assert not (tmp_path / "made.png").exists()
