@@ -189,7 +189,7 @@ def zone_recalls(maps: dict[str, np.ndarray], masks: np.ndarray) -> dict[str, di
 def main() -> int:
     jobs.interrupt_on_sigterm()
     job = Job(**json.loads(sys.stdin.buffer.readline()))
-    jobs._stop_with_parent()
+    jobs.stop_with_parent()
     try:
         with jobs.claim(job):
             run_job(job)

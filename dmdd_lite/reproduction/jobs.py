@@ -239,7 +239,7 @@ def interrupt_on_sigterm():
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _stop_with_parent():
+def stop_with_parent():
     """When the lifeline closes, stop as if asked to; in a thread, which reads the raw file descriptor because
     a buffered reader would keep the interpreter from ending."""
 
@@ -254,7 +254,7 @@ def _stop_with_parent():
 def main() -> int:
     interrupt_on_sigterm()
     job = Job(**json.loads(sys.stdin.buffer.readline()))
-    _stop_with_parent()
+    stop_with_parent()
     print(
         f"\n{job.name}: {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()} on {socket.gethostname()}"
     )
