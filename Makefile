@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
-# threads that wait give way: where another process works, spinning ones would make it all many times slower
+# threads that wait give way soon: where another process works, spinning ones would make it all many times slower
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
 
