@@ -19,7 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
+GIVEN = dict(os.environ)  # before any checkout of the package has added to it
+
+import dmdd_lite  # noqa: E402, F401, I001  before PyTorch: it tells OpenMP how its threads are to wait
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,8 +107,8 @@ def highest(memories: list[dict[str, float]]) -> dict[str, float]:
 
 def environment(root: Path) -> dict[str, str]:
     """Variables with which Python finds the package of the checkout `root`, and prints without delay."""
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    paths = [str(root), GIVEN.get("PYTHONPATH", "")]
+    return {**GIVEN, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 
 class Worker:

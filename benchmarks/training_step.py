@@ -107,6 +107,8 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
             fusion_loss(networks["fusion"], seen, mask, config, 0).backward()
 
     ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "fusion (MSN)": fuse}
+    for way in ways.values():  # the first calls warm up
+        measure.timed(way, device, 1)
     return {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
 
 
@@ -150,7 +152,7 @@ def serve(fields: dict, options, device: torch.device):
     found = {"batch": fields["batch_size"], "memory": memory}
     found["warnings"] = sorted({str(w.message) for w in told if issubclass(w.category, UserWarning)})
     if whole:
-        found["parts"] = parts(trainer, max(2, times // 2), calls)
+        found["parts"] = parts(trainer, max(5, times // 2), calls)
         found["floor"] = operations(trainer)
     measure.tell(found)
 
@@ -238,6 +240,7 @@ def run_together(ways: dict[str, tuple[Path, dict]], options) -> dict[str, dict]
         asked = {name: worker.ask for name, worker in workers.items()}
         for name, runs in measure.take_turns(asked, options.turns).items():
             (rest,) = measure.take_turns({name: asked[name]}, 1)[name]
+            workers.pop(name).close()  # before the next one measures its parts
             found[name] = combine(runs, rest) if "error" not in rest else rest
     finally:
         for worker in workers.values():
