@@ -84,12 +84,8 @@ class Trainer:
             "student": _adam(self.model.student, config.learning_rate, config.betas),
             "fusion": _adam(self.model.fusion, config.fusion_learning_rate, config.betas),
         }
-        self.networks = {
-            "teacher": self.model.teacher,
-            "distillation": Distillation(config, self.model.student),
-            "fusion": self.model.fusion,
-        }
-        self.untried = config.compile  # whether compiled networks have yet to do their first step
+        self.networks = self._networks()
+        self.untried = {False, True} if config.compile else set()  # stages (fusing?) yet to be compiled
         self.known = known_features(config, model.teacher, data)
         self.iteration = 0
         self.seconds = 0.0
@@ -147,7 +143,8 @@ class Trainer:
                 group["lr"] = base * learning_rate_factor(self.config, self.iteration)
             optimizer.zero_grad(set_to_none=True)
         pairs, index = self.pairs.batch(self.iteration), self.pairs.indices(self.iteration)
-        losses = self._compiled_losses(pairs, index) if self.untried else self.losses(pairs, index, True)
+        trial = self.fusing in self.untried
+        losses = self._compiled_losses(pairs, index) if trial else self.losses(pairs, index, True)
         if self.config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.student.parameters(), self.config.clip_norm)
         self.optimizers["student"].step()
@@ -157,22 +154,31 @@ class Trainer:
         return Losses(*(loss.detach() for loss in losses))
 
     def _compiled_losses(self, pairs: Pairs, index: Tensor) -> Losses:
-        """The first losses of compiled networks; where they cannot be compiled, it warns, and training goes
-        on without."""
-        self.untried = False
+        """The first losses of compiled networks in a stage; where they cannot be compiled, it warns, and
+        training goes on without."""
         before = copy.deepcopy(self.model.state_dict())  # batch norm counts what it sees
-        plain = self.networks
-        self.networks = {name: torch.compile(network) for name, network in plain.items()}
+        if len(self.untried) == 2:
+            self.networks = {name: torch.compile(network) for name, network in self.networks.items()}
+        self.untried = self.untried - {self.fusing}
         try:
             return self.losses(pairs, index, True)
         except Exception as error:  # a compiler that is missing or fails raises whatever it likes
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"compile=True fails here ({reason}); training without", stacklevel=2)
-        self.networks = plain
+        self.untried = set()
+        self.networks = self._networks()
         self.model.load_state_dict(before)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         return self.losses(pairs, index, True)
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """What an iteration calls, as it is; compiled ones may take their places."""
+        return {
+            "teacher": self.model.teacher,
+            "distillation": Distillation(self.config, self.model.student),
+            "fusion": self.model.fusion,
+        }
 
     def state(self) -> dict:
         """Plain tensors and numbers from which `restore` goes on to the same weights."""
