@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-GIVEN = dict(os.environ)  # before any checkout of the package has added to it
+GIVEN = set(os.environ)
 
 import dmdd_lite  # noqa: E402, F401, I001  before PyTorch: it tells OpenMP how its threads are to wait
 
 import torch  # noqa: E402
+
+ADDED = set(os.environ) - GIVEN  # by this checkout of the package; another has its own
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,8 +109,9 @@ def highest(memories: list[dict[str, float]]) -> dict[str, float]:
 
 def environment(root: Path) -> dict[str, str]:
     """Variables with which Python finds the package of the checkout `root`, and prints without delay."""
-    paths = [str(root), GIVEN.get("PYTHONPATH", "")]
-    return {**GIVEN, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
+    given = {name: value for name, value in os.environ.items() if name not in ADDED}
+    paths = [str(root), given.get("PYTHONPATH", "")]
+    return {**given, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
 
 
 class Worker:
