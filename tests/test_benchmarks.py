@@ -217,7 +217,7 @@ def test_fields_of_a_variant(scripts):
 
 
 def touch(size: int):
-    """Use so many bytes for a moment, straight from the system: malloc may have kept what was freed before."""
+    """Use so many bytes for a moment, straight from the system: malloc may keep what was freed before."""
     with mmap.mmap(-1, size) as memory:
         for start in range(0, size, 1_000_000):
             memory[start : start + 1_000_000] = bytes(1_000_000)
