@@ -29,13 +29,14 @@ def norms(network) -> int:
 
 @pytest.mark.parametrize("name, left", [("resnet18", 0), ("mobilenetv2_050", 0), ("resnetv2_50", 16)])
 def test_folded_network_gives_the_same_features(name, left):
+    torch.manual_seed(0)
     network = lived_in(timm.create_model(name, features_only=True))
     expected = network(IMAGES)
     folded = fold_batch_norms(copy.deepcopy(network), IMAGES)
     assert (norms(folded), norms(network) > left) == (left, True)
     assert not any(p.requires_grad for p in folded.parameters())
     for one, other in zip(folded(IMAGES), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert (one - other).norm() < 1e-4 * other.norm()  # deep features: no bound for each value
 
 
 class Odd(nn.Module):
