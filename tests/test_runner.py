@@ -61,8 +61,6 @@ def test_the_main_job_has_exactly_these_parameters():
         "image_size": int,
         "iterations": int,
         "batch_size": int,
-        "precision": str,
-        "compile": bool,
         "seed": int,
         "device": str,
         "results_dir": str,
