@@ -158,6 +158,7 @@ def copied(grid, tmp_path):
     return Path(shutil.copytree(grid.out, tmp_path / "copied"))
 
 
+@pytest.mark.slow
 def test_a_grid_runs_and_a_second_call_runs_nothing(bench, root, grid):
     trained = [f"{row}_bracket_seed{seed}" for seed in (0, 1) for row in ("full", "plain")]
     assert grid.told[:2] == (0, trained)
@@ -174,6 +175,7 @@ def test_a_grid_runs_and_a_second_call_runs_nothing(bench, root, grid):
     assert beside == {"ablation", *(f"ablation.{end}" for end in ENDS)}
 
 
+@pytest.mark.slow
 def test_a_later_scoring_row_trains_nothing(bench, root, copied, monkeypatch):
     before = result(copied, "full")
     monkeypatch.setattr(Trainer, "step", None)
@@ -183,6 +185,7 @@ def test_a_later_scoring_row_trains_nothing(bench, root, copied, monkeypatch):
     assert result(copied, "skip_0")["config"] == {**before["config"], "fusion_skip": 0.0}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_path, monkeypatch, capsys):
     (job,) = planned(bench, root, tmp_path, "--rows", "full")
     steps = Trainer.step
@@ -202,6 +205,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_p
     assert result(tmp_path, "full")["metrics"] == result(grid.out, "full")["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row, trained",
     [
@@ -227,6 +231,7 @@ def test_scored_rows_equal_a_training_with_that_configuration(bench, root, copie
         assert found["metrics"] != result(copied, "full")["metrics"]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name(bench, root, grid, capsys):
     words = arguments(root, grid.out, "--rows", "full", "--iterations", "8", "--set", "aim_weight=2.0")
     assert run_here(bench, words)[:2] == (2, [])
@@ -236,6 +241,7 @@ def test_other_settings_are_refused_by_name(bench, root, grid, capsys):
     assert "choose another --out" in told
 
 
+@pytest.mark.slow
 def test_other_textures_are_refused(bench, root, grid, tmp_path):
     job = planned(bench, root, grid.out, "--rows", "full")[0]
     other = dataclasses.replace(job, texture_root=str(tmp_path))
@@ -255,6 +261,7 @@ def test_all_problems_are_told_before_anything_starts(bench, root, tmp_path, cap
     assert "'bottle' is not NAME=ROOT/CATEGORY" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_row_is_named_and_the_others_go_on(bench, root, tmp_path):
     words = arguments(root, tmp_path / "out", "--rows", "aim", "plain")
     status, started, told = run_here(bench, words, broken=("aim",))
@@ -264,6 +271,7 @@ def test_a_failed_row_is_named_and_the_others_go_on(bench, root, tmp_path):
     assert run_here(bench, words)[:2] == (0, ["aim_bracket_seed0"])
 
 
+@pytest.mark.slow
 def test_the_time_limit_stops_what_runs_and_counts_what_is_left(bench, root, tmp_path, monkeypatch, capsys):
     started = []
 
@@ -282,6 +290,7 @@ def test_the_time_limit_stops_what_runs_and_counts_what_is_left(bench, root, tmp
     assert [process.stopped for process in started] in ([True], [])  # none, if the check took all the time
 
 
+@pytest.mark.slow
 def test_mixed_textures_are_the_folders_and_its_own(bench, root, tmp_path):
     write_samples(tmp_path, "fabric", size=64, train=3, good=1, per_defect=1)
     more = ("--rows", "textures_mixed", "textures_own", "--textures", str(tmp_path / "fabric/train"))
@@ -386,6 +395,7 @@ def test_one_seed_has_no_spread(bench):
     assert report.mean_and_std(pd.Series([np.nan])) == "-"
 
 
+@pytest.mark.slow
 def test_report_alone(bench, copied, capsys):
     assert bench.ablation.main(["--report", "--out", str(copied)]) == 0
     aupro = [100 * result(copied, "plain", seed)["metrics"]["fused"]["aupro"] for seed in (0, 1)]
