@@ -70,12 +70,19 @@ ROWS = (
     Row("width_double", "twice the least width of the student", {"student_width": times(2)}),
     Row("standardise_always", "teacher channels centred and scaled", {"standardise": "always"}),
     Row("standardise_never", "teacher channels as they are", {"standardise": "never"}),
+    # statistics of positions
+    Row("no_prior", "a student whose outputs begin at zero", {"position_prior": False}),
+    Row("no_position", "the branches' maps alone, without those of positions", {"position_maps": False}),
+    Row("pool_1", "position maps of single cells", {"position_pool": 1}),
+    Row("scales_equal", "all scales with the same weight", {"fusion_scales": "equal"}),
     # losses
     Row("ngm_pixel", "cosine per pixel instead of over the flattened map", {"ngm_form": "pixel"}),
     Row("aim_hinge", "anomalies pushed to distance 1 and no further", {"aim_form": "hinge"}),
     Row("aim_inverse", "anomalies pushed as far as they go", {"aim_form": "inverse"}),
     Row("aim_balanced", "anomalous and normal pixels weigh the same", {"aim_balanced": True}),
+    Row("aim_normal", "abnormality measured against the normal image", {"aim_target": "normal"}),
     # pairs
+    Row("illumination", "brightness and contrast varied by a fifth", {"illumination": 0.2}),
     Row("textures_procedural", "procedural anomaly textures", textures="none"),
     Row("textures_own", "the category's own training images as textures", textures="own"),
     Row("textures_mixed", "the folder's and its own images as textures", textures="mixed"),
@@ -95,7 +102,7 @@ ROWS = (
     Row("sigma_2", "less smoothing", {"smoothing_sigma": 2.0}),
     Row("sigma_4", "as the authors smooth", {"smoothing_sigma": 4.0}),
     Row("sigma_6", "more smoothing", {"smoothing_sigma": 6.0}),
-    Row("score_max", "image score: the highest pixel", {"score_rule": "max"}),
+    Row("score_max", "image score: the highest pixel of the map", {"score_rule": "max"}),
     Row("score_top", "image score: the mean of the highest pixels", {"score_rule": "top"}),
 )
 

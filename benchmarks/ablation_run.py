@@ -4,11 +4,9 @@ The process is `python benchmarks/ablation_run.py`; it reads the job from the fi
 input, which stays open as a lifeline: when it closes, whoever started the job is gone, and the job stops too.
 """
 
-import contextlib
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -190,19 +188,7 @@ def main() -> int:
     jobs.interrupt_on_sigterm()
     job = Job(**json.loads(sys.stdin.buffer.readline()))
     jobs.stop_with_parent()
-    try:
-        with jobs.claim(job):
-            run_job(job)
-    except jobs.Busy as error:
-        print(f"not started: {error}")
-        return jobs.BUSY
-    except KeyboardInterrupt:
-        print("stopped; the next start goes on from the last checkpoint")
-        return jobs.INTERRUPTED
-    except Exception as error:
-        print(f"\nfailed: {error}")
-        return jobs.FAILED
-    return 0
+    return jobs.attempt(job, run_job)
 
 
 # ---- the side that starts a job -----------------------------------------------------------------------
@@ -211,22 +197,10 @@ def main() -> int:
 class Process(jobs.Process):
     """A started job, logged."""
 
+    COMMAND = (__file__,)
+
     def __init__(self, job: Job, environment: dict[str, str]):
-        self.job = job
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "ab") as log:
-            self.offset = log.tell()  # what earlier starts have written is not ours
-            self.process = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**measure.environment(measure.ROOT), **environment, "DMDD_PROGRESS": "lines"},
-                start_new_session=True,  # Ctrl-C reaches the starter alone, which stops the jobs in order
-            )
-        with contextlib.suppress(BrokenPipeError):  # ended already: `poll` tells
-            self.process.stdin.write(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
-            self.process.stdin.flush()
+        super().__init__(job, {**measure.environment(measure.ROOT), **environment})
 
 
 def is_kept(row: str, keep: bool) -> bool:

@@ -24,7 +24,6 @@ from unittest import mock
 
 import measure
 import numpy as np
-import timm
 import torch
 from ablation import Data, read_data
 from ablation_report import collect, quality_table
@@ -38,7 +37,7 @@ from dmdd_lite.evaluation import PROTOCOL
 from dmdd_lite.files import write_json
 from dmdd_lite.images import DataError, load_images
 from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, feature_indices, resolve_teacher
+from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, untrained_network
 
 MAP = "map"  # the one map of a peer
 
@@ -72,7 +71,8 @@ class Features(nn.Module):
         self.layers = list(layers)
         self.out_dims = [teacher.info.channels[layer] for layer in layers]
         self.teacher = teacher
-        self.network = untrained(config) if requires_grad else None
+        own = untrained_network(config.teacher, config.teacher_options) if requires_grad else None
+        self.network = own
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         if self.network is None:
@@ -80,14 +80,6 @@ class Features(nn.Module):
         else:
             features = self.network((images - self.teacher.mean) / self.teacher.std)
         return {layer: features[layer] for layer in self.layers}
-
-
-def untrained(config: Config) -> nn.Module:
-    """The teacher's network without its weights, to be trained."""
-    name, options, _ = resolve_teacher(config.teacher, config.teacher_options)
-    options = {k: v for k, v in options.items() if k not in ("mean", "std")}
-    options.setdefault("out_indices", feature_indices(name))
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
 
 
 def build_peer(name: str, config: Config, teacher: Teacher, **options) -> nn.Module:

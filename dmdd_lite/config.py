@@ -93,6 +93,24 @@ class Config:
         choices=("normality", "abnormality"),
     )
 
+    # statistics of positions
+    position_prior: bool = option(
+        True,
+        "ours",
+        "the student's outputs begin at the mean of the teacher's features at every position of train/good",
+    )
+    position_maps: bool = option(
+        True,
+        "ours",
+        "anomaly maps also of the Mahalanobis distance to train/good at every position, as PaDiM [field]",
+    )
+    position_pool: int = option(
+        3, "ours", "cells a side over which features are averaged for these maps", choices=(1, 3, 5, 7)
+    )
+    position_channels: int = option(
+        100, "field", "most channels a scale for these maps; of wider teachers random mixtures (PaDiM)", low=1
+    )
+
     # distillation
     pairs: bool = option(
         True,
@@ -115,6 +133,13 @@ class Config:
     aim_balanced: bool = option(
         False, "authors", "anomalous and normal pixels weigh the same in L_AIM, however few the former are"
     )
+    aim_target: str = option(
+        "anomalous",
+        "authors",
+        "teacher features that L_AIM measures an anomalous image's abnormality features against: its own "
+        "('anomalous') or those of the paired 'normal' image",
+        choices=("anomalous", "normal"),
+    )
     aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
 
     # fusion
@@ -124,6 +149,13 @@ class Config:
         "'msn' = the segmentation network; 'weighted' = one learned weight a map [ours], the least that "
         "learns",
         choices=("msn", "weighted"),
+    )
+    fusion_scales: str = option(
+        "explained",
+        "ours",
+        "weight of a scale in the plain mean: 'explained' = how much of what the positions' means leave "
+        "open on held-out good images the student predicts; or 'equal'",
+        choices=("explained", "equal"),
     )
     fusion_perceptions: tuple = option((1, 2, 4), "ours", "dilations of the segmentation network's branches")
     fusion_attention: tuple = option(
@@ -170,6 +202,14 @@ class Config:
     fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
     # pairs
+    illumination: float = option(
+        0.0,
+        "field",
+        "both views' brightness and contrast vary by up to this share, so that light is learned to be no "
+        "defect; 0 = not at all",
+        low=0.0,
+        high=0.9,
+    )
     perlin_scales: tuple = option(
         (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)"
     )
@@ -227,10 +267,12 @@ class Config:
         4.0, "authors", "Gaussian on the full-size maps, in pixels at 256", low=0.0
     )
     score_rule: str = option(
-        "max",
-        "authors",
-        "image score: 'max' of the smoothed map, or 'top' = mean of the score_top largest pixels [field]",
-        choices=("max", "top"),
+        "blend",
+        "ours",
+        "image score: 'max' of the smoothed map [authors], 'top' = mean of the score_top largest pixels "
+        "[field], or 'blend' = maxima of the fused and the coarsest position map, both by how far they are "
+        "above those of held-out good images; other maps than the fused one then have 'max'",
+        choices=("blend", "max", "top"),
     )
     score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)
     threshold_quantile: float = option(

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .config import Config
 from .device import precision_of
 from .losses import distillation_maps
-from .model import DMDD, fusion_input
+from .model import DMDD
 from .teacher import empty_teacher
 
 
@@ -34,27 +34,30 @@ class Operations(NamedTuple):
 def pair_operations(config: Config) -> Operations:
     """Count the operations of a pair, without computing any: on PyTorch's meta device, so that no weights are
     needed. Raises TeacherError for an unknown teacher."""
-    teacher = empty_teacher(config.teacher, config.teacher_options)
-    model = DMDD(config, teacher).to("meta").train()
+    model = _on_meta(config).train()
     images = torch.empty(2, 3, config.image_size, config.image_size, device="meta")
     with FlopCounterMode(display=False) as teaching:
         features = model.teacher(images)
     with FlopCounterMode(display=False) as learning:
         output = model.student(images, features)
-        maps = tuple(distillation_maps(branch, features) for branch in output)
-        sum(m.sum() for branch in maps for m in branch).backward()
+        maps = tuple(m for branch in output for m in distillation_maps(branch, features))
+        sum(m.sum() for m in maps).backward()
     with FlopCounterMode(display=False) as fusing:
-        model.fusion(fusion_input(*maps)).logits.sum().backward()
+        maps += () if model.position is None else model.position(features)
+        model.fusion(model.calibration(maps)).logits.sum().backward()
     return Operations(*(counter.get_total_flops() for counter in (teaching, learning, fusing)))
 
 
 def image_operations(config: Config) -> int:
     """Operations of the forward pass of one image, counted as `pair_operations` does; what it raises."""
-    teacher = empty_teacher(config.teacher, config.teacher_options)
-    model = DMDD(config, teacher).to("meta").eval()
+    model = _on_meta(config).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, config.image_size, config.image_size, device="meta"))
     return counter.get_total_flops()
+
+
+def _on_meta(config: Config) -> DMDD:
+    return DMDD(config, empty_teacher(config.teacher, config.teacher_options)).to("meta")
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from .data import open_folder
 from .device import autocast, resolve_device
 from .files import write_atomically, write_json
 from .images import read_image
-from .model import DMDD, ModelOutput, build_model, full_size_maps, image_scores
+from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_maps, image_scores
 from .teacher import empty_teacher
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
@@ -60,11 +60,24 @@ class Detector:
     def device(self) -> torch.device:
         return self.model.teacher.mean.device
 
+    @property
+    def blends(self) -> bool:
+        """Whether the image score of the fused map is a blend; without position maps it is the maximum."""
+        return self.config.score_rule == "blend" and self.config.position_maps
+
     @classmethod
     def calibrated(cls, model: DMDD, held_out: Tensor) -> "Detector":
-        """Threshold = `threshold_quantile` of held-out good images' scores; uint8 (N, 3, S, S). [ours]"""
+        """Levels of the maps from held-out good images, uint8 (N, 3, S, S), and threshold = the
+        `threshold_quantile` of their scores. [ours]"""
         detector = cls(model)
-        scores = torch.cat([detector.maps(batch)[1]["fused"] for batch in held_out.split(8)])
+        with autocast(detector.device, model.config.precision):
+            batches = (batch.to(detector.device).float() / 255 for batch in held_out.split(8))
+            model.calibrate(b.contiguous(memory_format=torch.channels_last) for b in batches)
+        if detector.blends:
+            parts = [detector.device_maps(batch) for batch in held_out.split(8)]
+            maxima = [blended_maxima(maps["fused"], output, model.config) for maps, _, output in parts]
+            model.calibration.observe_maxima(torch.cat(maxima))
+        scores = torch.cat([detector.device_maps(batch)[1]["fused"] for batch in held_out.split(8)]).cpu()
         detector.threshold = scores.double().quantile(model.config.threshold_quantile).item()
         return detector
 
@@ -86,7 +99,11 @@ class Detector:
         """What `maps` returns, all of it on the model's device, which need not have computed it yet."""
         output = self.output(images)
         maps = full_size_maps(output, self.config)
-        return maps, {name: image_scores(m, self.config) for name, m in maps.items()}, output
+        scores = {name: image_scores(m, self.config) for name, m in maps.items()}
+        if self.blends:
+            maxima = blended_maxima(maps["fused"], output, self.config)
+            scores["fused"] = self.model.calibration.blend(maxima)
+        return maps, scores, output
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
         """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))

@@ -49,8 +49,8 @@ def _computes_bf16(kind: str) -> bool:
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the CPU on the device, without waiting for what that still computes."""
-    if device.type != "cuda":
+    """Values on the device; those of the CPU without waiting for what that still computes."""
+    if device.type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 

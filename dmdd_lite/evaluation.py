@@ -22,6 +22,7 @@ from .download import MVTEC_CATEGORIES
 from .files import Progress, write_json
 from .images import load_images
 from .metrics import evaluate_maps, pixel_ap, pro_curve
+from .model import map_names
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
 PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
@@ -80,7 +81,7 @@ def _predict(detector: Detector, images: Tensor, batch_size: int | None, bar: Pr
     """
     gpu, config = detector.device.type == "cuda", detector.config
     batch_size = batch_size or (GPU_BATCH if gpu else BATCH)
-    names = ("fused", *config.branches, "sum")
+    names = map_names(config)
     shape = (len(images), config.image_size, config.image_size)
     pinned = gpu and 4 * len(names) * math.prod(shape) <= PINNED
     maps = {name: torch.empty(shape, pin_memory=pinned) for name in names}

@@ -14,8 +14,8 @@ def fold_batch_norms(network: nn.Module, probe: Tensor) -> nn.Module:
     probe: images (B, 3, H, W) that show which layer feeds which. Where layers are connected in a way that
     this does not see, so that the answer would change, the network is left as it is.
     """
-    found = _fed_by_convolutions(network, probe)
-    before, kept = network(probe), {}
+    found, before = _fed_by_convolutions(network, probe)
+    kept = {}
     for name, (conv, norm) in found.items():
         kept[name] = (norm, conv.weight, conv.bias)
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -30,8 +30,9 @@ def fold_batch_norms(network: nn.Module, probe: Tensor) -> nn.Module:
     return network
 
 
-def _fed_by_convolutions(network: nn.Module, probe: Tensor) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """By the batch norm's name: it and the convolution whose output is its input."""
+def _fed_by_convolutions(network: nn.Module, probe: Tensor):
+    """By the batch norm's name: the convolution whose output is its input, and it; and what the network
+    answers to the probe."""
     names = {module: name for name, module in network.named_modules()}
     outputs, found, calls = {}, {}, {}
 
@@ -45,11 +46,11 @@ def _fed_by_convolutions(network: nn.Module, probe: Tensor) -> dict[str, tuple[n
     kinds = (nn.Conv2d, nn.BatchNorm2d)
     hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, kinds)]
     try:
-        network(probe)
+        answer = network(probe)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: pair for name, pair in found.items() if all(calls[module] == 1 for module in pair)}
+    return {name: pair for name, pair in found.items() if all(calls[module] == 1 for module in pair)}, answer
 
 
 def _replace(network: nn.Module, name: str, module: nn.Module):

@@ -1,10 +1,10 @@
-"""The Multi-perception Segmentation Network (MSN): six anomaly maps to one.
+"""The Multi-perception Segmentation Network (MSN): anomaly maps of several kinds and scales to one.
 
 'Focused fusion of the anomaly maps by multiple attention' is all that the paper's abstract says [paper];
 perceptions, the kinds of attention and the residual form are ours [ours].
 
-Legend: B images, K = 6 maps (normality then abnormality, each fine to coarse), P perceptions of W channels,
-H x W the finest map.
+Legend: B images, K maps (6 of normality and abnormality, 3 more of positions, each kind fine to coarse), P
+perceptions of W channels, H x W the finest map.
 """
 
 from typing import NamedTuple
@@ -14,8 +14,14 @@ from torch import Tensor, nn
 
 from .config import Config
 from .device import send
+from .losses import stack_maps
 
-GAIN, BIAS = 2.0, -3.0  # of the logit at first: summed distances of 1.5 are as likely damaged as not
+GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
+FLOOR = {
+    "normality": 0.02,
+    "abnormality": 0.02,
+    "position": 0.05,
+}  # added to distances before their logarithm
 
 
 class FusionOutput(NamedTuple):
@@ -103,8 +109,73 @@ ATTENTIONS = {
 }
 
 
+class Calibration(nn.Module):
+    """Distances of different kinds made comparable before they are fused. [ours]
+
+    forward: a tuple of maps (B, H_k, W_k), distances >= 0 of `kinds` x `scales`, each kind fine to coarse ->
+    (B, K, H_1, W_1), detached: logarithms of the distances over what they are on good images, so that 1 is
+    e times as far from the teacher as usual, times the share that a map has in the plain mean.
+
+    Branches together have the same share as the statistics of positions. Among scales the share is how
+    much of the features the student explains, see `observe`.
+    """
+
+    def __init__(self, kinds: tuple[str, ...], scales: int = 3, by_scale: str = "explained"):
+        super().__init__()
+        self.kinds, self.scales, self.by_scale = kinds, scales, by_scale
+        self.register_buffer("floor", torch.tensor([FLOOR[kind] for kind in kinds]).repeat_interleave(scales))
+        self.register_buffer("level", torch.zeros(len(kinds) * scales))
+        self.register_buffer("explained", torch.ones(scales))
+        self.register_buffer("score_mean", torch.zeros(2))
+        self.register_buffer("score_std", torch.ones(2))
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        stacked = stack_maps(maps, maps[0].shape[1:]).float().detach()
+        shares = self.shares()[:, None, None]
+        return shares * ((stacked + self.floor[:, None, None]).log() - self.level[:, None, None])
+
+    def shares(self) -> Tensor:
+        """Of every map, (K,), 1 on average."""
+        branches = sum(kind != "position" for kind in self.kinds)
+        kinds = [1.0 if kind == "position" else 1 / branches for kind in self.kinds]
+        explained = self.explained.clamp(min=0.01)
+        scales = explained if self.by_scale == "explained" else torch.ones_like(explained)
+        shares = (torch.tensor(kinds, device=scales.device)[:, None] * scales).flatten()
+        return shares / shares.mean()
+
+    def blend(self, maxima: Tensor) -> Tensor:
+        """Image scores (B,) in [0, 1] of two maxima each, (B, 2), the fused map's logit first: the mean of
+        how many standard deviations either is above good images', on the scale of the former."""
+        above = ((maxima - self.score_mean) / self.score_std).mean(1)
+        return (self.score_mean[0] + self.score_std[0] * above).sigmoid()
+
+    @torch.no_grad()
+    def observe_maxima(self, maxima: Tensor):
+        """Take notice of the maxima (N, 2) of good images; of a single one no spread is known."""
+        self.score_mean.copy_(maxima.mean(0))
+        self.score_std.copy_(maxima.std(0).clamp(min=0.05) if len(maxima) > 1 else torch.ones(2))
+
+    @torch.no_grad()
+    def observe(self, maps: tuple[Tensor, ...], usual: tuple[Tensor, ...] = (), share: float = 1.0):
+        """Take notice of good images: `maps` as in `forward`, and per scale the distance (B, H_k, W_k) of the
+        teacher's features to their mean at every position, () where that is not known.
+
+        What a scale explains is 1 - (the first kind's distance) / (that distance), on average. share: of this
+        observation in the running averages, the first time 1.
+        """
+        level = torch.stack([(m.float() + f).log().mean() for m, f in zip(maps, self.floor, strict=True)])
+        self.level.lerp_(level, share)
+        if usual:
+            pairs = zip(maps[: self.scales], usual, strict=True)
+            explained = torch.stack(
+                [1 - m.float().mean() / u.float().mean().clamp(min=1e-6) for m, u in pairs]
+            )
+            self.explained.lerp_(explained, share)
+
+
 def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:
-    """Maps (B, K, H, W) times exp(spread z), z ~ N(0, 1) for each image, and half as much for each map.
+    """Calibrated maps (B, K, H, W) plus spread (z + z_k), z ~ N(0, 1) for each image and z_k for each map:
+    distances some times larger or smaller.
 
     Real defects are weaker and stronger than synthetic ones; without this the network learns the scale of the
     latter. rng: on the CPU. [ours]
@@ -112,7 +183,7 @@ def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:
     batch, count = maps.shape[:2]
     image = torch.randn(batch, 1, 1, 1, generator=rng)
     single = torch.randn(batch, count, 1, 1, generator=rng)
-    return maps * send(torch.exp(spread * (image + single / 2)), maps.device)
+    return maps + send(spread * (image + single), maps.device)
 
 
 def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -142,23 +213,23 @@ class WeightedSum(nn.Module):
 
     def forward(self, maps: Tensor) -> FusionOutput:
         weights = self.weight[:, None, None].expand_as(maps)
-        logits = GAIN * (weights * maps).sum(1) + self.bias
+        logits = GAIN * (weights * maps).mean(1) + self.bias
         return FusionOutput(_with_plain(maps, logits, self.skip), logits, weights)
 
 
 def _with_plain(maps: Tensor, logits: Tensor, skip: float) -> Tensor:
-    """The fused map: what was learned, and the untrained sum with the share `skip`."""
-    plain = (GAIN * maps.sum(1) + BIAS).float().sigmoid()
-    return torch.lerp(logits.float().sigmoid(), plain, skip)
+    """The fused map: what was learned, and the untrained mean with the share `skip`, mixed as logits."""
+    plain = (GAIN * maps.mean(1) + BIAS).float()
+    return torch.lerp(logits.float(), plain, skip).sigmoid()
 
 
 class SegmentationNetwork(nn.Module):
-    """MSN. forward: detached maps (B, K, H, W) in [0, 2] -> FusionOutput.
+    """MSN. forward: calibrated, detached maps (B, K, H, W) -> FusionOutput.
 
-    Untrained it is the plain sum: every attention weight is 1, the head adds 0, so that the fused map begins
-    as an increasing function of the summed maps, which training re-weights and corrects. What it learns is
+    Untrained it is the plain mean: every attention weight is 1, the head adds 0, so that the fused map begins
+    as an increasing function of the maps' mean, which training re-weights and corrects. What it learns is
     at times too strict, wiping out real defects whose maps look unlike synthetic ones: `skip` is the share
-    that the untrained sum keeps in the fused map. [ours]
+    that the untrained mean keeps in the fused map. [ours]
     """
 
     def __init__(
@@ -193,8 +264,13 @@ class SegmentationNetwork(nn.Module):
         weights = 1 + torch.tanh(self.reweight(seen))  # B, K, H, W
         weighted = weights * maps
         correction = self.head(torch.cat((seen, weighted.to(seen.dtype)), dim=1))[:, 0]
-        logits = self.gain * weighted.sum(1) + self.bias + correction
+        logits = self.gain * weighted.mean(1) + self.bias + correction
         return FusionOutput(_with_plain(maps, logits, self.skip), logits, weights)
+
+
+def map_kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of maps that are fused, in the order in which they are."""
+    return (*config.branches, *["position"] * config.position_maps)
 
 
 def build_fusion(config: Config, maps: int = 6) -> nn.Module:

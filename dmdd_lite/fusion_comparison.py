@@ -1,4 +1,4 @@
-"""Fusions side by side: the student's maps are computed once, then every fusion is scored on the same ones.
+"""Fusions side by side: a model's maps are computed once, then every fusion is scored on the same ones.
 
 In such a table nothing differs but the fusion: teacher, student, pairs and test images are shared. Its spread
 over seeds is therefore that of the fusion's own training and smaller than that of whole runs. [ours]
@@ -18,11 +18,11 @@ from .data import Category, load_masks
 from .detector import Detector
 from .evaluation import METRICS, Evaluation
 from .files import Progress
-from .fusion import build_fusion
+from .fusion import build_fusion, map_kinds
 from .fusion_training import KeptMaps, train_fusion
 from .images import load_images
 from .metrics import evaluate_maps
-from .model import ModelOutput, full_size_maps, fusion_input, image_scores
+from .model import ModelOutput, full_size_maps, image_scores
 
 MAX_ROWS = 64  # images whose maps are brought to full size at once
 
@@ -52,9 +52,9 @@ def keep_output(
     def join(parts) -> Tensor:
         return torch.cat([part.float().cpu() for part in parts])
 
-    fused, weights, normality, abnormality = zip(*outputs, strict=True)
-    scales = (tuple(join(scale) for scale in zip(*b, strict=True)) for b in (normality, abnormality))
-    return ModelOutput(join(fused), join(weights), *scales)
+    fused, weights, *kinds, inputs = zip(*outputs, strict=True)
+    kinds = (tuple(join(scale) for scale in zip(*maps, strict=True)) for maps in kinds)
+    return ModelOutput(join(fused), join(weights), *kinds, join(inputs))
 
 
 def keep_split(detector: Detector, category: Category, progress: bool = True) -> KeptSplit:
@@ -70,9 +70,9 @@ def keep_split(detector: Detector, category: Category, progress: bool = True) ->
 
 @torch.no_grad()
 def fuse_again(output: ModelOutput, fusion: nn.Module) -> ModelOutput:
-    """The output that the same student would give with another fusion, any module from maps (N, K, h, w) to a
-    FusionOutput."""
-    maps = fusion_input(output.normality, output.abnormality)
+    """The output that the same model would give with another fusion, any module from calibrated maps
+    (N, K, h, w) to a FusionOutput."""
+    maps = output.inputs
     found = fusion(maps.to(next(fusion.parameters(), maps).device))
     return output._replace(fused=found.fused.cpu(), weights=found.weights.cpu())
 
@@ -85,8 +85,8 @@ def evaluate_fusion(kept: KeptSplit, fusion: nn.Module, of: Sequence[str] = ("fu
     output, parts = fuse_again(kept.output, fusion), []
     for start in range(0, len(kept.images), MAX_ROWS):
         rows = slice(start, start + MAX_ROWS)
-        scales = (tuple(scale[rows] for scale in branch) for branch in (output.normality, output.abnormality))
-        full = full_size_maps(ModelOutput(output.fused[rows], output.weights[rows], *scales), kept.config)
+        part = ModelOutput(*(tuple(m[rows] for m in v) if isinstance(v, tuple) else v[rows] for v in output))
+        full = full_size_maps(part, kept.config)
         parts.append({name: full[name] for name in of})
     joined = {name: torch.cat([part[name] for part in parts]) for name in of}
     scores = {name: image_scores(values, kept.config).numpy() for name, values in joined.items()}
@@ -122,7 +122,7 @@ def score_fusions(
     skips: Sequence[float],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Metrics (fractions of 1) of every fusion with every share `skip` of the plain sum in its fused map; a
+    """Metrics (fractions of 1) of every fusion with every share `skip` of the plain mean in its fused map; a
     row a variant, skip and seed.
 
     The skip is no part of what is trained, so that one training serves all. The fusions stay as they were.
@@ -148,12 +148,12 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> pd.
 
 
 def with_fusion(detector: Detector, fusion: nn.Module, config: Config, held_out: Tensor) -> Detector:
-    """A copy of the detector with another fusion, the one that `config` describes, and the threshold that
-    held-out good images, uint8 (N, 3, S, S), give it.
+    """A copy of the detector with another fusion, the one that `config` describes, and the levels of the maps
+    and the threshold that held-out good images, uint8 (N, 3, S, S), give it.
 
     Raises ValueError when `config` describes another fusion: the detector could be saved but not loaded.
     """
-    maps = len(config.branches) * len(detector.model.teacher.info.channels)
+    maps = len(map_kinds(config)) * len(detector.model.teacher.info.channels)
     shapes = [{k: v.shape for k, v in f.state_dict().items()} for f in (fusion, build_fusion(config, maps))]
     if shapes[0] != shapes[1] or fusion.skip != config.fusion_skip:
         raise ValueError(

@@ -13,21 +13,21 @@ from .config import Config
 from .device import autocast
 from .files import Progress
 from .fusion import build_fusion, jitter_maps, zoom_maps
-from .losses import msn_loss, resize_mask
-from .model import DMDD, fusion_input
-from .synthesis import step_generator
+from .losses import distillation_maps, msn_loss, resize_mask
+from .model import DMDD
+from .synthesis import Pairs, step_generator
 
 
 class KeptMaps(NamedTuple):
-    """maps (S, 2 B, K, h, w) in half precision and masks (S, 2 B, h, w), the anomalous share of every cell,
-    of S batches of B pairs: first the normal views (empty masks), then the anomalous ones."""
+    """Calibrated maps (S, 2 B, K, h, w) in half precision and masks (S, 2 B, h, w), the anomalous share of
+    every cell, of S batches of B pairs: first the normal views (empty masks), then the anomalous ones."""
 
     maps: Tensor
     masks: Tensor
 
 
 def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, iteration: int) -> Tensor:
-    """L_MSN of maps (B, K, h, w), varied in scale and size, on mask (B, H, W)."""
+    """L_MSN of calibrated maps (B, K, h, w), varied in strength and size, on mask (B, H, W)."""
     rng = step_generator(config.seed, "fusion", iteration)
     varied = jitter_maps(maps, config.fusion_jitter, rng)
     varied, share = zoom_maps(varied, resize_mask(mask, maps.shape[2:]), config.fusion_zoom, rng)
@@ -36,21 +36,32 @@ def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, i
 
 @torch.no_grad()
 def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMaps:
-    """The maps that a trained model gives for `batches` of `pairs`, a PairSource, in evaluation mode."""
+    """What the fusion sees of `batches` of `pairs`, a PairSource, of a trained model in evaluation mode."""
     model.eval()
     maps, masks = [], []
     with Progress(batches, "keeping maps", enabled=progress) as bar:
         for number in range(batches):
             batch = pairs.batch(number)
-            views = torch.cat((batch.normal, batch.anomalous))
-            with autocast(views.device, model.config.precision):
-                output = model(views.contiguous(memory_format=torch.channels_last))
-            seen = fusion_input(output.normality, output.abnormality)
+            with autocast(batch.normal.device, model.config.precision):
+                seen = fusion_inputs(model, batch)
             share = resize_mask(batch.mask, seen.shape[2:])
             maps.append(seen.half())
             masks.append(torch.cat((torch.zeros_like(share), share)))
             bar.update(number + 1)
     return KeptMaps(torch.stack(maps), torch.stack(masks))
+
+
+def fusion_inputs(model: DMDD, pairs: Pairs) -> Tensor:
+    """Calibrated maps (2 B, K, h, w) of both views of pairs made from *training* images: the statistics of
+    positions, where they were fitted, leave out each image itself, as in training."""
+    views = torch.cat((pairs.normal, pairs.anomalous)).contiguous(memory_format=torch.channels_last)
+    features = model.teacher(views)
+    maps = [m for branch in model.student(views, features) for m in distillation_maps(branch, features)]
+    if model.position is not None:
+        normal = (f[: len(pairs.normal)] for f in features)
+        own = tuple(torch.cat((f, f)) for f in normal) if model.position.count else None
+        maps += model.position(features, own)
+    return model.calibration(tuple(maps))
 
 
 def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:

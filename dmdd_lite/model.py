@@ -1,5 +1,6 @@
 """DMDD put together: teacher, student and segmentation network, from images to anomaly maps."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -8,23 +9,27 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .fusion import build_fusion
-from .losses import distillation_maps, stack_maps
+from .fusion import FLOOR, Calibration, build_fusion, map_kinds
+from .losses import cosine_distance, distillation_maps, stack_maps
+from .position import build_position
 from .student import StudentOutput, build_student
 from .teacher import Teacher
 
 #: the maps of a complete model
-MAP_NAMES = ("fused", "normality", "abnormality", "sum")
+MAP_NAMES = ("fused", "normality", "abnormality", "position", "sum")
 
 
 class ModelOutput(NamedTuple):
-    """fused (B, H_1, W_1) in [0, 1]; weights (B, 6, H_1, W_1) of the attention; per scale, fine to coarse,
-    normality and abnormality maps (B, H_k, W_k) in [0, 2], () for a branch that is not there."""
+    """fused (B, H_1, W_1) in [0, 1]; weights (B, K, H_1, W_1) of the attention; per scale, fine to coarse,
+    normality and abnormality maps (B, H_k, W_k) in [0, 2] and position maps >= 0 (near 1 where good), () for
+    a kind that is not there; inputs (B, K, H_1, W_1), what was fused."""
 
     fused: Tensor
     weights: Tensor
     normality: tuple[Tensor, ...]
     abnormality: tuple[Tensor, ...]
+    position: tuple[Tensor, ...]
+    inputs: Tensor
 
 
 class DMDD(nn.Module):
@@ -38,22 +43,40 @@ class DMDD(nn.Module):
         self.config = config
         self.teacher = teacher
         self.student = build_student(config, teacher.info)
-        self.fusion = build_fusion(config, len(config.branches) * len(teacher.info.channels))
+        self.position = build_position(config, teacher.info)
+        kinds, scales = map_kinds(config), len(teacher.info.channels)
+        self.calibration = Calibration(kinds, scales, config.fusion_scales)
+        self.fusion = build_fusion(config, len(kinds) * scales)
 
     def forward(self, images: Tensor) -> ModelOutput:
         features = self.teacher(images)
         decoupled: StudentOutput = self.student(images, features)
         normality = distillation_maps(decoupled.normality, features)
         abnormality = distillation_maps(decoupled.abnormality, features)
-        output = self.fusion(fusion_input(normality, abnormality))
-        return ModelOutput(output.fused, output.weights, normality, abnormality)
+        position = () if self.position is None else self.position(features)
+        inputs = self.calibration((*normality, *abnormality, *position))
+        output = self.fusion(inputs)
+        return ModelOutput(output.fused, output.weights, normality, abnormality, position, inputs)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]):
+        """Take the levels of all maps from good images, batches (B, 3, H, W) in [0, 1], instead of those that
+        training met. [ours]"""
+        for number, images in enumerate(batches, start=1):
+            features = self.teacher(images)
+            decoupled = self.student(images, features)
+            maps = [m for branch in decoupled for m in distillation_maps(branch, features)]
+            maps += () if self.position is None else self.position(features)
+            self.calibration.observe(tuple(maps), usual_distances(self.student, features), 1 / number)
 
 
-def fusion_input(normality: tuple[Tensor, ...], abnormality: tuple[Tensor, ...]) -> Tensor:
-    """What the MSN sees: the maps of both branches at the finest one's size, (B, 6, H_1, W_1), detached, so
-    that fusing never trains the student."""
-    maps = (*normality, *abnormality)
-    return stack_maps(maps, maps[0].shape[1:]).detach()
+def usual_distances(student: nn.Module, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What the maps of a branch would be if its features were the student's prior: per scale (B, H_k, W_k);
+    () for a student that has none."""
+    priors = [decoupling.prior for decoupling in student.decouple]
+    if priors[0] is None:
+        return ()
+    return tuple(cosine_distance(prior.float(), f.float()) for prior, f in zip(priors, features, strict=True))
 
 
 def build_model(config: Config, teacher: Teacher) -> DMDD:
@@ -66,16 +89,27 @@ def build_model(config: Config, teacher: Teacher) -> DMDD:
 def full_size_maps(output: ModelOutput, config: Config) -> dict[str, Tensor]:
     """The maps that are scored, each (B, S, S), S = image_size: bilinear upsampling, then a Gaussian.
 
-    'normality' and 'abnormality' are sums over scales, 'sum' is both [ours], 'fused' the MSN's [paper]. A
-    student of one branch has no map of the other.
+    'normality' and 'abnormality' are sums over scales, 'sum' is both [ours], 'fused' the MSN's [paper], which
+    is smoothed as logits, that a lone high pixel may not hide in its neighbours' saturation [ours];
+    'position' is the mean over scales of log(1 + distance / 0.05) [ours]. There is no map of a kind that the
+    model lacks.
     """
     size = (config.image_size, config.image_size)
-    fused = F.interpolate(output.fused[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    maps = {"fused": fused}
+    logits = output.fused.float().logit(eps=1e-6)
+    maps = {"fused": F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]}
     for name in config.branches:
         maps[name] = stack_maps(getattr(output, name), size).sum(1)
+    if config.position_maps:
+        levels = tuple((1 + m.float() / FLOOR["position"]).log() for m in output.position)
+        maps["position"] = stack_maps(levels, size).mean(1)
     maps["sum"] = sum(maps[name] for name in config.branches)
-    return {name: smooth(m, config.smoothing_sigma * config.image_size / 256) for name, m in maps.items()}
+    maps = {name: smooth(m, config.smoothing_sigma * config.image_size / 256) for name, m in maps.items()}
+    return {**maps, "fused": maps["fused"].sigmoid()}
+
+
+def map_names(config: Config) -> tuple[str, ...]:
+    """The maps that a model of this configuration has, of MAP_NAMES."""
+    return tuple(name for name in MAP_NAMES if name in ("fused", "sum", *map_kinds(config)))
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -91,8 +125,21 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def image_scores(maps: Tensor, config: Config) -> Tensor:
-    """Image score (B,) of smoothed maps (B, H, W): the maximum [authors] or the mean of the top pixels."""
+    """Image score (B,) of smoothed maps (B, H, W), each map by itself: the maximum [authors] or the mean of
+    the top pixels [field]."""
     flat = maps.flatten(1)
-    if config.score_rule == "max":
-        return flat.amax(1)
-    return flat.topk(min(config.score_top, flat.shape[1]), dim=1).values.mean(1)
+    if config.score_rule == "top":
+        return flat.topk(min(config.score_top, flat.shape[1]), dim=1).values.mean(1)
+    return flat.amax(1)
+
+
+def blended_maxima(fused: Tensor, output: ModelOutput, config: Config) -> Tensor:
+    """What `Calibration.blend` takes: the maxima (B, 2) of the fused map's logit, from the smoothed map
+    (B, S, S), and of the coarsest position map. [ours]
+
+    A coarse map has few cells, so that the highest of a good image stays low.
+    """
+    size = (config.image_size, config.image_size)
+    coarsest = (1 + output.position[-1].float() / FLOOR["position"]).log()
+    coarsest = smooth(stack_maps((coarsest,), size)[:, 0], config.smoothing_sigma * config.image_size / 256)
+    return torch.stack((fused.amax((1, 2)).logit(eps=1e-6), coarsest.amax((1, 2))), dim=1)

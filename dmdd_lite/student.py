@@ -10,11 +10,11 @@ Legend: B images, C_k channels, H_k x W_k pixels of scale k (strides 4, 8, 16).
 from itertools import pairwise
 from typing import NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from .teacher import FeatureInfo, feature_indices, resolve_teacher
+from .losses import Features
+from .teacher import FeatureInfo, untrained_network
 
 BRANCHES = ("normality", "abnormality")
 
@@ -101,27 +101,42 @@ class Decoupling(nn.Module):
     """A 1x1 convolution from the student's to twice the teacher's channels, split in halves. [summary]
 
     forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
-    capacity. Batch norm, and ReLU where the teacher is rectified, are ours; with `branches` = 1 nothing is
-    split.
+    capacity. Batch norm, ReLU where the teacher is rectified, and the prior, are ours; with `branches` = 1
+    nothing is split. prior: side H of a map (1, C, H, H) that is added to either half before the ReLU, zero
+    until it is set; 0 = none.
     """
 
-    def __init__(self, width: int, channels: int, rectified: bool, norm_relu: bool, branches: int = 2):
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        rectified: bool,
+        norm_relu: bool,
+        branches: int = 2,
+        prior: int = 0,
+    ):
         super().__init__()
         self.branches = branches
         layers = [nn.Conv2d(width, branches * channels, 1, bias=not norm_relu)]
         if norm_relu:
-            layers += [nn.BatchNorm2d(branches * channels)] + [nn.ReLU()] * rectified
+            layers.append(nn.BatchNorm2d(branches * channels))
         self.expand = nn.Sequential(*layers)
+        self.last = nn.ReLU() if norm_relu and rectified else nn.Identity()
+        self.register_buffer("prior", torch.zeros(1, channels, prior, prior) if prior else None)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
-        return self.expand(feature).chunk(self.branches, dim=1)
+        halves = self.expand(feature).chunk(self.branches, dim=1)
+        if self.prior is not None:
+            halves = tuple(half + self.prior.to(half.dtype) for half in halves)
+        return tuple(self.last(half) for half in halves)
 
 
 class DecoderStudent(nn.Module):
     """Reverse distillation: the teacher's features in, squeezed, and decoded from coarse to fine. [authors]
 
     forward: images (unused), teacher features -> StudentOutput. Each stage hands on its *unsplit* feature,
-    and is at least `width` channels wide [ours].
+    and is at least `width` channels wide [ours]. prior: the images' side if the outputs have a prior
+    [ours], see Decoupling; 0 = none.
     """
 
     def __init__(
@@ -132,6 +147,7 @@ class DecoderStudent(nn.Module):
         norm_relu: bool = True,
         bottleneck: int = 2,
         branches=BRANCHES,
+        prior: int = 0,
     ):
         super().__init__()
         self.branches = branches
@@ -143,7 +159,7 @@ class DecoderStudent(nn.Module):
         coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
         self.stages = nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
         self.enlarge = ResidualBlock(inputs[0], inputs[0], 2, wide) if bottleneck == 4 else nn.Identity()
-        self.decouple = _decouplings(widths, info, norm_relu, branches)
+        self.decouple = _decouplings(widths, info, norm_relu, branches, prior)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
         hidden, unsplit = self.enlarge(self.bottleneck(features)), []
@@ -167,14 +183,12 @@ class EncoderStudent(nn.Module):
         options: dict | None = None,
         norm_relu: bool = True,
         branches=BRANCHES,
+        prior: int = 0,
     ):
         super().__init__()
         self.branches = branches
-        name, options, _ = resolve_teacher(name, options)
-        options = {k: v for k, v in options.items() if k not in ("mean", "std")}
-        options.setdefault("out_indices", feature_indices(name))
-        self.network = timm.create_model(name, pretrained=False, features_only=True, **options)
-        self.decouple = _decouplings(info.channels, info, norm_relu, branches)
+        self.network = untrained_network(name, options)
+        self.decouple = _decouplings(info.channels, info, norm_relu, branches, prior)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
         return _decouple(self.decouple, self.network(2 * images - 1), self.branches)
@@ -190,9 +204,16 @@ def is_wide(info: FeatureInfo) -> bool:
     return info.channels[0] >= 256
 
 
-def _decouplings(widths, info: FeatureInfo, norm_relu: bool, branches) -> nn.ModuleList:
-    sizes = zip(widths, info.channels, info.rectified, strict=True)
-    return nn.ModuleList(Decoupling(w, c, r, norm_relu, len(branches)) for w, c, r in sizes)
+def _decouplings(widths, info: FeatureInfo, norm_relu: bool, branches, prior: int) -> nn.ModuleList:
+    sizes = zip(widths, info.channels, info.rectified, info.strides, strict=True)
+    return nn.ModuleList(Decoupling(w, c, r, norm_relu, len(branches), prior // s) for w, c, r, s in sizes)
+
+
+def set_prior(student: nn.Module, means: Features):
+    """Let both branches begin at these features, per scale (1, C_k, H_k, W_k), what they have learned being
+    what is added. [ours]"""
+    for decoupling, mean in zip(student.decouple, means, strict=True):
+        decoupling.prior.copy_(mean)
 
 
 def _decouple(decouplings: nn.ModuleList, hidden, branches) -> StudentOutput:
@@ -206,9 +227,10 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
     signed, whatever the network gives."""
     if is_standardised(config, info):
         info = info._replace(rectified=(False,) * len(info.channels))
+    prior = config.image_size if config.position_prior else 0
     if config.student == "encoder":
         return EncoderStudent(
-            info, config.teacher, config.teacher_options, config.student_norm_relu, config.branches
+            info, config.teacher, config.teacher_options, config.student_norm_relu, config.branches, prior
         )
     blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
     return DecoderStudent(
@@ -218,4 +240,5 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
         config.student_norm_relu,
         config.student_bottleneck,
         config.branches,
+        prior,
     )

@@ -146,6 +146,15 @@ def empty_teacher(name: str, options: dict | None = None) -> Teacher:
     return build_teacher(name, "random", options)
 
 
+def untrained_network(name: str, options: dict | None = None) -> nn.Module:
+    """The trainable network of a teacher, without its weights: images -> features of strides 4, 8, 16, not
+    normalised. Raises TeacherError for an unknown model or one without such features."""
+    name, options, _ = resolve_teacher(name, options)
+    options = {key: value for key, value in options.items() if key not in ("mean", "std")}
+    options.setdefault("out_indices", feature_indices(name))
+    return timm.create_model(name, pretrained=False, features_only=True, **options)
+
+
 def feature_indices(name: str) -> tuple[int, ...]:
     """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if it has none such."""
     if not timm.is_model(name):

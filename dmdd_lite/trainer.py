@@ -17,10 +17,14 @@ from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
 from .fusion_training import fusion_loss
 from .losses import Features, aim_loss, distillation_maps, ngm_loss
-from .model import DMDD, fusion_input
+from .model import DMDD, usual_distances
+from .position import mean_features
+from .student import set_prior
 from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
+
+LEVEL_SHARE = 0.05  # of an iteration in the running levels of the maps
 
 
 class Losses(NamedTuple):
@@ -32,11 +36,12 @@ class Losses(NamedTuple):
 
 
 class ViewLosses(NamedTuple):
-    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there; maps for the fusion or None."""
+    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there; the branches' maps for the fusion, or
+    () where they are not wanted."""
 
     ngm: Tensor
     aim: Tensor
-    maps: Tensor | None
+    maps: Features
 
 
 class Distillation(nn.Module):
@@ -63,11 +68,13 @@ class Distillation(nn.Module):
         if normality:
             ngm = ngm_loss(normality, normal, config.ngm_form)
         if abnormality:
-            aim = aim_loss(abnormality, seen, mask, config.aim_form, config.aim_balanced)
+            target = seen if config.aim_target == "anomalous" else normal
+            aim = aim_loss(abnormality, target, mask, config.aim_form, config.aim_balanced)
         if not fusing:
-            return ViewLosses(ngm, aim, None)
+            return ViewLosses(ngm, aim, ())
         with torch.no_grad():
-            return ViewLosses(ngm, aim, fusion_input(*(distillation_maps(b, seen) for b in branches)))
+            maps = [m for branch in branches for m in distillation_maps(branch, seen)]
+            return ViewLosses(ngm, aim, tuple(maps))
 
 
 class Trainer:
@@ -87,6 +94,7 @@ class Trainer:
         self.networks = self._networks()
         self.untried = {False, True} if config.compile else set()  # stages (fusing?) yet to be compiled
         self.known = known_features(config, model.teacher, data)
+        learn_positions(config, model, data, self.known)
         self.iteration = 0
         self.seconds = 0.0
         self.history: list[list[float]] = []
@@ -99,7 +107,7 @@ class Trainer:
     def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
         """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
         teacher = self.networks["teacher"]
-        if self.known is None or index is None:
+        if self.known is None or index is None or self.config.illumination:
             together = torch.cat(views).contiguous(memory_format=torch.channels_last)
             features = [f.chunk(len(views)) for f in teacher(together)]
             return [tuple(f[view] for f in features) for view in range(len(views))]
@@ -128,12 +136,26 @@ class Trainer:
         ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
         if not self.fusing:
             return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
+        maps = torch.cat(self.fusion_inputs(found, teacher))
         with autocast(self.device, self.config.precision):
-            maps = torch.cat([view.maps for view in found])
             msn = fusion_loss(self.networks["fusion"], maps, torch.cat(masks), self.config, self.iteration)
         if learn:
             msn.backward()
         return Losses(ngm, aim, msn)
+
+    @torch.no_grad()
+    def fusion_inputs(self, found: list[ViewLosses], teacher: list[Features]) -> list[Tensor]:
+        """What the fusion sees of either view. The maps' usual levels are learned from the normal one, and
+        the statistics of positions leave out each image itself, as if it were a new one."""
+        model = self.model
+        views = [view.maps for view in found]
+        if model.position is not None:
+            own = None if self.config.illumination else teacher[0]  # in other light it is another image
+            views = [(*maps, *model.position(f, own)) for maps, f in zip(views, teacher, strict=True)]
+        first = self.iteration == math.ceil(self.config.fusion_start * self.config.iterations)
+        usual = usual_distances(model.student, teacher[0])
+        model.calibration.observe(views[0], usual, 1.0 if first else LEVEL_SHARE)
+        return [model.calibration(maps) for maps in views]
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the networks that learn in this stage."""
@@ -142,7 +164,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = base * learning_rate_factor(self.config, self.iteration)
             optimizer.zero_grad(set_to_none=True)
-        pairs, index = self.pairs.batch(self.iteration), self.pairs.indices(self.iteration)
+        index = send(self.pairs.indices(self.iteration), self.device)
+        pairs = self.pairs.batch(self.iteration, index)
         trial = self.fusing in self.untried
         losses = self._compiled_losses(pairs, index) if trial else self.losses(pairs, index, True)
         if self.config.clip_norm:
@@ -190,6 +213,7 @@ class Trainer:
             "history": self.history,
             "student": self.model.student.state_dict(),
             "fusion": self.model.fusion.state_dict(),
+            "calibration": self.model.calibration.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
 
@@ -204,6 +228,7 @@ class Trainer:
         self.history = [list(row) for row in state["history"]]
         self.model.student.load_state_dict(state["student"])
         self.model.fusion.load_state_dict(state["fusion"])
+        self.model.calibration.load_state_dict(state["calibration"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
 
@@ -238,6 +263,24 @@ def known_features(config: Config, teacher: Teacher, data: TrainingData) -> tupl
             features = teacher(batch)
             parts.append([f.bfloat16() if low else f for f in features])
     return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
+
+
+def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Features | None):
+    """Fit what the model knows of positions, the student's prior and the statistics, to train/good."""
+
+    def batches():
+        if known is not None:
+            yield from zip(*(scale.split(8) for scale in known), strict=True)
+            return
+        for images in data.images.split(8):
+            with autocast(data.images.device, config.precision):  # ends before the yield, or it would leak
+                features = next(model.teacher.stream(images))
+            yield features
+
+    if config.position_prior:
+        set_prior(model.student, mean_features(batches()))
+    if model.position is not None:
+        model.position.fit(batches())
 
 
 def learning_rate_factor(config: Config, iteration: int) -> float:

@@ -76,11 +76,23 @@ class PairSource:
         order = torch.cat([torch.randperm(count, generator=rng) for rng in rngs])
         return order[start - epochs[0] * count :][: self.config.batch_size]
 
-    def batch(self, iteration: int) -> Pairs:
-        """`batch_size` pairs on the data's device."""
+    def batch(self, iteration: int, index: Tensor | None = None) -> Pairs:
+        """`batch_size` pairs on the data's device; `index` where `indices` of the iteration is known."""
         device = self.data.images.device
-        index = send(self.indices(iteration), device)
+        index = send(self.indices(iteration) if index is None else index, device)
         normal = self.data.images[index].float() / 255
         foreground = None if self.data.foreground is None else self.data.foreground[index]
+        if self.config.illumination:
+            rng = step_generator(self.config.seed, "light", iteration)
+            normal = vary_light(normal, self.config.illumination, rng)
         rng = step_generator(self.config.seed, "pairs", iteration, device)
         return self.synthesizer(normal, foreground, rng)
+
+
+def vary_light(images: Tensor, most: float, rng: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] with other contrast, around each image's mean, and brightness: both
+    factors uniform in [1 - most, 1 + most]; rng on the CPU. [field]"""
+    contrast, brightness = 1 + most * (2 * torch.rand(2, len(images), 1, 1, 1, generator=rng) - 1)
+    contrast, brightness = send(contrast, images.device), send(brightness, images.device)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (brightness * torch.lerp(mean, images, contrast)).clamp(0, 1)

@@ -1,9 +1,13 @@
 """Fixtures that several test modules share."""
 
+from pathlib import Path
+
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 from reproductions import small_data, small_notebook
+
+from dmdd_lite.samples import write_samples
 
 
 @pytest.fixture
@@ -26,3 +30,19 @@ def data(tmp_path_factory):
 def notebook(tmp_path_factory):
     """A stand-in for notebook 05."""
     return small_notebook(tmp_path_factory.mktemp("notebook") / "small.ipynb")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """One tiny sample category, lever."""
+    root = tmp_path_factory.mktemp("samples")
+    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The benchmarks' folder in the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+        yield

@@ -35,19 +35,10 @@ ENDS = ("csv", "md", "png")
 
 
 @pytest.fixture(scope="module")
-def bench():
+def bench(scripts):
     """The modules of the ablation."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     names = ("ablation", "ablation_rows", "ablation_run", "ablation_report")
-    yield SimpleNamespace(**{name: import_module(name) for name in names})
-    sys.path.remove(str(ROOT / "benchmarks"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("samples")
-    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
-    return root
+    return SimpleNamespace(**{name: import_module(name) for name in names})
 
 
 def arguments(root, out, *more) -> list[str]:

@@ -18,12 +18,6 @@ ROOT = Path(__file__).parent.parent
 TEACHER = "--teacher test_resnet --size 64 --device cpu"
 
 
-@pytest.fixture
-def scripts(monkeypatch):
-    """The benchmarks' folder in the path."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
 def measured(tmp_path, script: str, arguments: str) -> tuple[dict, str]:
     """The JSON and the printed text of a script's run."""
     path = tmp_path / "result.json"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -22,6 +22,8 @@ driver = pytest.importorskip("playwright.sync_api", reason="no playwright (pip i
 NOTEBOOK = NOTEBOOKS / "04_attention_fusion.ipynb"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SLOW = 180  # seconds: two busy cores; nothing waits longer than it must
+SOON = 10  # seconds for a click that may be in vain; it is tried again
+DIED = "appears to have died"  # in JupyterLab's dialog on a kernel
 SETTINGS = {
     "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is in the page, seen or not
     "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
@@ -112,21 +114,44 @@ def chromium(folder: Path):
             browser.close()
 
 
+def answer_dialogs(page) -> list[str]:
+    """From now on a dialog that lies over what is to be clicked is answered: the kernel that it proposes is
+    taken, all else declined where it can be; but for DIED. Returns their texts, a list that grows."""
+    asked = []
+
+    def answer(dialog):
+        asked.append(dialog.inner_text())
+        accept, decline = (dialog.locator(f"button.jp-mod-{kind}") for kind in ("accept", "reject"))
+        offers_kernels = dialog.locator("select").count() > 0
+        (accept if offers_kernels or not decline.count() else decline).first.click()
+
+    page.add_locator_handler(page.locator("dialog.jp-Dialog").filter(has_not_text=DIED).last, answer)
+    return asked
+
+
 def run_all(page, url: str, token: str, notebook: Path) -> None:
-    """Open the notebook, run all of its cells and wait for the explorer; fails with a cell's own error."""
+    """Open the notebook, run all of its cells and wait for the explorer; fails with a cell's own error, or
+    with what JupyterLab asked."""
+    asked = answer_dialogs(page)
     page.goto(f"{url}/lab/tree/{notebook.name}?token={token}")
-    page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']").wait_for()
+    idle = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']")
     begun = page.locator(".jp-CodeCell .jp-InputPrompt").filter(has_text=re.compile(r"[*\d]"))
     end = time.monotonic() + SLOW
-    while not begun.count() and time.monotonic() < end:  # the menu is there before it acts
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.locator("[data-command='runmenu:run-all']").click()
-        page.wait_for_timeout(2000)
+    died = page.locator("dialog.jp-Dialog").filter(has_text=DIED)
+    while not begun.or_(died).count():  # the menu is there before it acts
+        if time.monotonic() > end:
+            pytest.fail(f"no cell has begun to run; JupyterLab asked {asked}")
+        with suppress(driver.TimeoutError):
+            idle.wait_for(timeout=1000 * SOON)
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=1000 * SOON)
+            page.locator("[data-command='runmenu:run-all']").click(timeout=1000 * SOON)
+            page.wait_for_timeout(2000)
     explorer = page.locator(".dmdd-explorer")
     error = page.locator(".jp-OutputArea-output").filter(has_text="Traceback (most recent call last)")
-    explorer.or_(error).first.wait_for(state="attached")
-    if error.count():
-        pytest.fail(error.first.inner_text())
+    explorer.or_(error).or_(died).first.wait_for(state="attached")
+    for found in (error, died):
+        if found.count():
+            pytest.fail(found.first.inner_text())
     explorer.locator(".dmdd-threshold .noUi-handle").wait_for()
     explorer.scroll_into_view_if_needed()
 

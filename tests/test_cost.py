@@ -24,8 +24,9 @@ def test_teacher_operations_are_those_of_its_convolutions():
     assert pair_operations(config).teacher == sum(counted)
 
 
-def test_image_operations_are_those_of_the_convolutions_of_all_networks():
-    config = tiny_config()
+@pytest.mark.parametrize("channels", [100, 40, 0])
+def test_image_operations_are_those_of_convolutions_and_of_the_positions_products(channels):
+    config = tiny_config(position_channels=channels or 1, position_maps=channels > 0)
     model, counted = build_model(config, build_teacher(config.teacher, config.teacher_weights)).eval(), []
 
     def count(layer, inputs, output):
@@ -37,6 +38,10 @@ def test_image_operations_are_those_of_the_convolutions_of_all_networks():
             layer.register_forward_hook(count)
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
+    for wide, stride in zip(*model.teacher.info[:2], strict=True):
+        kept = min(wide, channels)
+        products = kept * kept + (wide * kept if kept < wide else 0)  # with the precision and the mixture
+        counted.append(2 * (64 // stride) ** 2 * products * (channels > 0))
     assert image_operations(config) == sum(counted)
 
 

@@ -8,9 +8,11 @@ import torch
 from builders import tiny_config, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 
 from dmdd_lite.data import DataError, open_category
 from dmdd_lite.detector import Detector, DetectorError, Prediction, overlay
+from dmdd_lite.images import load_images
 from dmdd_lite.model import build_model
 from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
@@ -68,17 +70,38 @@ def test_stream_holds_a_batch_at_a_time(detector, folder, monkeypatch):
     assert calls == [2]
 
 
-def test_score_is_the_maximum_of_the_smoothed_map_and_decides(detector, folder):
+@pytest.mark.parametrize("changes", [{"score_rule": "max"}, {"position_maps": False}])
+def test_score_is_the_maximum_of_the_smoothed_map_and_decides(folder, changes):
+    model = build_model(tiny_config(**changes), build_teacher("test_resnet", "random"))
     image = np.asarray(Image.open(folder / "test/good/000.png").resize((64, 64)))
-    prediction = detector.predict(image)
-    assert prediction.score == pytest.approx(prediction.fused.max(), abs=1e-6)
-    assert prediction.is_anomalous == (prediction.score > 0.125)
+    prediction = Detector(model).predict(image)
+    score = prediction.score
+    assert score == pytest.approx(prediction.fused.max(), abs=1e-6)
+    for threshold in (0.9 * score, 1.1 * score):
+        assert Detector(model, threshold).predict(image).is_anomalous == (score > threshold)
+
+
+def test_blended_score_is_the_mean_of_both_maxima_in_standard_deviations(folder):
+    model = build_model(tiny_config(), build_teacher("test_resnet", "random"))
+    images = load_images(sorted((folder / "test").rglob("*.png")), 64, None)
+    detector = Detector.calibrated(model, images[:3])
+    maps, scores, output = detector.maps(images)
+    coarse = torch.nn.functional.interpolate(
+        (1 + output.position[2] / 0.05).log()[:, None], (64, 64), mode="bilinear"
+    )
+    smoothed = [ndimage.gaussian_filter(m[0], 1, mode="mirror", truncate=4).max() for m in coarse.numpy()]
+    fused = maps["fused"].double().amax((1, 2)).numpy()
+    maxima = np.stack((np.log(fused / (1 - fused)), smoothed), axis=1)
+    mean, std = maxima[:3].mean(0), np.maximum(maxima[:3].std(0, ddof=1), 0.05)
+    above = ((maxima - mean) / std).mean(1)
+    expected = 1 / (1 + np.exp(-mean[0] - std[0] * above))
+    np.testing.assert_allclose(scores["fused"], expected, rtol=1e-3)
+    for name in ("normality", "position", "sum"):
+        np.testing.assert_array_equal(scores[name], maps[name].amax((1, 2)))
 
 
 def test_threshold_calls_no_held_out_good_image_anomalous(folder):
     model = build_model(tiny_config(), build_teacher("test_resnet", "random"))
-    from dmdd_lite.images import load_images
-
     held_out = load_images(sorted((folder / "test").rglob("*.png")), 64, None)
     detector = Detector.calibrated(model, held_out)
     scores = [detector.predict(image.permute(1, 2, 0).numpy()).score for image in held_out]

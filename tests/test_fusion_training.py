@@ -23,7 +23,7 @@ from dmdd_lite.fusion_comparison import (
 )
 from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
 from dmdd_lite.losses import resize_mask
-from dmdd_lite.model import build_model, fusion_input
+from dmdd_lite.model import MAP_NAMES, build_model
 from dmdd_lite.synthesis import Pairs
 from dmdd_lite.teacher import build_teacher
 
@@ -56,11 +56,11 @@ def split(detector, tmp_path):
 
 
 def learnable(steps=30) -> KeptMaps:
-    """Maps that are strong inside a square, for the anomalous halves of the batches."""
+    """Calibrated maps, strong inside a square for the anomalous halves of the batches."""
     masks = torch.zeros(steps, 4, 16, 16)
     masks[:, 2:, 4:10, 4:10] = 1
-    noise = torch.rand(steps, 4, 6, 16, 16, generator=torch.Generator().manual_seed(0))
-    return KeptMaps((0.1 * noise + 0.6 * masks[:, :, None]).half(), masks)
+    noise = torch.rand(steps, 4, 9, 16, 16, generator=torch.Generator().manual_seed(0))
+    return KeptMaps((noise + 3 * masks[:, :, None]).half(), masks)
 
 
 # ---- keeping maps and training on them ------------------------------------------------------------------
@@ -68,15 +68,29 @@ def learnable(steps=30) -> KeptMaps:
 
 def test_kept_maps_are_those_of_the_model(model):
     kept = keep_maps(model, FixedPairs(), 2, progress=False)
-    assert kept.maps.shape == (2, 4, 6, 16, 16)
+    assert kept.maps.shape == (2, 4, 9, 16, 16)
     pairs = FixedPairs().batch(1)
     for rows, view in ((slice(0, 2), pairs.normal), (slice(2, 4), pairs.anomalous)):
         with torch.no_grad():
             output = model(view)
-        expected = fusion_input(output.normality, output.abnormality)
-        torch.testing.assert_close(kept.maps[1, rows].float(), expected, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(kept.maps[1, rows].float(), output.inputs, atol=2e-3, rtol=2e-3)
     assert not kept.masks[:, :2].any()
     torch.testing.assert_close(kept.masks[1, 2:], resize_mask(pairs.mask, (16, 16)))
+
+
+def test_kept_maps_leave_each_image_out_of_the_statistics(model):
+    model, pairs = copy.deepcopy(model), FixedPairs().batch(0)
+    images = torch.cat([FixedPairs().batch(i).normal for i in range(4)])
+    model.position.fit([model.teacher(images)])
+    kept = keep_maps(model, FixedPairs(), 1, progress=False)
+    own = model.teacher(pairs.normal)
+    for rows, view in ((slice(0, 2), pairs.normal), (slice(2, 4), pairs.anomalous)):
+        with torch.no_grad():
+            output = model(view)
+        maps = (*output.normality, *output.abnormality, *model.position(model.teacher(view), own))
+        expected = model.calibration(maps)
+        torch.testing.assert_close(kept.maps[0, rows].float(), expected, atol=5e-3, rtol=5e-3)
+        assert (expected - output.inputs)[:, 6:].mean() > 0.5  # an image seen before is nearer
 
 
 def test_the_student_and_its_statistics_stay_as_they_were(model):
@@ -123,20 +137,20 @@ def test_weighted_sum_by_hand():
         fusion.bias.fill_(0.3)
         output = fusion(maps)
     a, b, c = maps.unbind(1)
-    learned = GAIN * (0.5 * a + 2 * b - c) + 0.3
+    learned = GAIN * (0.5 * a + 2 * b - c) / 3 + 0.3
     torch.testing.assert_close(output.logits, learned)
-    plain = torch.sigmoid(GAIN * (a + b + c) + BIAS)
-    torch.testing.assert_close(output.fused, 0.75 * torch.sigmoid(learned) + 0.25 * plain)
+    plain = GAIN * (a + b + c) / 3 + BIAS
+    torch.testing.assert_close(output.fused, torch.sigmoid(0.75 * learned + 0.25 * plain))
 
 
 # ---- scoring fusions ------------------------------------------------------------------------------------
 
 
 def test_evaluation_on_kept_maps_equals_evaluation_through_the_detector(detector, split, tmp_path):
-    names = ("fused", "normality", "abnormality", "sum")
-    kept = evaluate_fusion(split, detector.model.fusion, names)
+    detector.config = detector.config.replace(score_rule="max")  # each map by itself: nothing is calibrated
+    kept = evaluate_fusion(split._replace(config=detector.config), detector.model.fusion, MAP_NAMES)
     whole = evaluate(detector, open_category(tmp_path, "nut"), progress=False)
-    for name in names:
+    for name in MAP_NAMES:
         np.testing.assert_allclose(kept.maps[name], whole.maps[name], atol=1e-5)
         np.testing.assert_allclose(kept.scores[name], whole.scores[name], atol=1e-5)
     np.testing.assert_array_equal(kept.masks, whole.masks)
@@ -144,7 +158,7 @@ def test_evaluation_on_kept_maps_equals_evaluation_through_the_detector(detector
 
 def test_another_fusion_changes_fused_and_weights_only(detector, split):
     torch.manual_seed(3)
-    other = SegmentationNetwork(width=4).eval()
+    other = SegmentationNetwork(9, width=4).eval()
     torch.nn.init.normal_(other.reweight.weight)
     images = split.images.float() / 255
     detector.model.fusion = other
@@ -170,7 +184,7 @@ def test_a_row_for_every_fusion_skip_and_seed(split):
     assert len(scores) == 2 * 2 * 2
     assert {fusion.skip for fusion in fusions.values()} == {0.5}
     plain = scores[scores["skip"] == 1].drop(columns=["fusion", "skip", "seed"])
-    assert plain.nunique().eq(1).all()  # with skip 1 every fusion is the plain sum
+    assert plain.nunique().eq(1).all()  # with skip 1 every fusion is the plain mean
     table = summarise(scores, ("pixel_ap",))
     values = 100 * scores.query("fusion == 'sum' and skip == 0")["pixel_ap"]
     assert table.loc[("sum", 0.0), "pixel_ap"] == f"{values.mean():.1f} ± {values.std():.1f}"
@@ -190,6 +204,6 @@ def test_a_detector_with_another_fusion_is_calibrated_and_can_be_loaded(detector
 
 def test_a_fusion_that_its_configuration_does_not_describe_is_refused(detector):
     held_out = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    for fusion in (WeightedSum(6), SegmentationNetwork(width=4, skip=0.1)):
+    for fusion in (WeightedSum(9), SegmentationNetwork(6, width=4), SegmentationNetwork(9, 4, skip=0.1)):
         with pytest.raises(ValueError, match="another fusion"):
             with_fusion(detector, fusion, tiny_config(), held_out)

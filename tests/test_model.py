@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from dmdd_lite.fusion import ATTENTIONS, BIAS, GAIN, SegmentationNetwork, jitter_maps, zoom_maps
 from dmdd_lite.losses import aim_loss, ngm_loss
-from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, smooth
+from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, map_names, smooth
 from dmdd_lite.student import DecoderStudent, Decoupling
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 
@@ -36,14 +36,16 @@ def test_bottleneck_factor_sizes_the_embedding_and_not_the_output(factor, side):
     assert [f.shape for f in student(None, features).normality] == [f.shape for f in features]
 
 
+@pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("student", ["decoder", "encoder"])
-def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student):
-    config = tiny_config(student=student, branches=("abnormality",))
+def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student, positions):
+    config = tiny_config(student=student, branches=("abnormality",), position_maps=positions)
     output = build_model(config, teacher).eval()(torch.rand(1, 3, 64, 64))
     assert output.normality == ()
-    assert output.weights.shape == (1, 3, 16, 16)
+    assert len(output.position) == 3 * positions
+    assert output.weights.shape == output.inputs.shape == (1, 3 + 3 * positions, 16, 16)
     maps = full_size_maps(output, config)
-    assert list(maps) == ["fused", "abnormality", "sum"]
+    assert tuple(maps) == map_names(config) == ("fused", "abnormality", *["position"] * positions, "sum")
     torch.testing.assert_close(maps["sum"], maps["abnormality"])
 
 
@@ -53,10 +55,10 @@ def test_output_is_the_same_type_in_training_and_evaluation(teacher, student):
     images = torch.rand(2, 3, 64, 64)
     for output in (model.train()(images), model.eval()(images)):
         assert output.fused.shape == (2, 16, 16)
-        assert output.weights.shape == (2, 6, 16, 16)
-        for maps in (output.normality, output.abnormality):
+        assert output.weights.shape == output.inputs.shape == (2, 9, 16, 16)
+        for maps, most in ((output.normality, 2), (output.abnormality, 2), (output.position, np.inf)):
             assert [tuple(m.shape) for m in maps] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
-            assert all(m.min() >= 0 and m.max() <= 2 for m in maps)
+            assert all(m.min() >= 0 and m.max() <= most for m in maps)
 
 
 def test_decoupling_halves_have_equal_capacity_and_are_independent():
@@ -99,25 +101,25 @@ def test_fusion_never_trains_the_student(teacher):
 
 
 @pytest.mark.parametrize("attention", [(), *((name,) for name in ATTENTIONS), tuple(ATTENTIONS)])
-def test_untrained_fusion_is_an_increasing_function_of_the_sum(attention):
+def test_untrained_fusion_is_an_increasing_function_of_the_mean(attention):
     network = SegmentationNetwork(attentions=attention)
     maps = torch.rand(3, 6, 16, 16) * 2
     output = network(maps)
     torch.testing.assert_close(output.weights, torch.ones_like(maps))
-    total = maps.sum(1)
-    torch.testing.assert_close(output.logits, network.gain * total + network.bias)
+    assert network.gain > 0
+    torch.testing.assert_close(output.logits, network.gain * maps.sum(1) / 6 + network.bias)
     torch.testing.assert_close(output.fused, output.logits.sigmoid())
 
 
 @pytest.mark.parametrize("skip", [0.0, 0.3, 1.0])
-def test_the_plain_sum_keeps_its_share_of_the_fused_map(skip):
+def test_the_plain_mean_keeps_its_share_of_the_fused_map(skip):
     network = SegmentationNetwork(skip=skip)
     torch.nn.init.normal_(network.reweight.weight)
     maps = torch.rand(2, 6, 8, 8)
     output = network(maps)
-    plain = (GAIN * maps.sum(1) + BIAS).sigmoid()
-    assert not torch.allclose(output.logits.sigmoid(), plain)
-    torch.testing.assert_close(output.fused, (1 - skip) * output.logits.sigmoid() + skip * plain)
+    plain = GAIN * maps.sum(1) / 6 + BIAS
+    assert not torch.allclose(output.logits, plain)
+    torch.testing.assert_close(output.fused, ((1 - skip) * output.logits + skip * plain).sigmoid())
 
 
 @pytest.mark.parametrize("attention", list(ATTENTIONS))
@@ -136,10 +138,20 @@ def test_full_size_maps_are_what_they_say(teacher):
     with torch.no_grad():
         output = model(torch.rand(2, 3, 64, 64))
     maps = full_size_maps(output, config)
-    assert tuple(maps) == MAP_NAMES
-    up = [torch.nn.functional.interpolate(m[:, None], (64, 64), mode="bilinear") for m in output.normality]
-    torch.testing.assert_close(maps["normality"], sum(up)[:, 0])
+    assert tuple(maps) == MAP_NAMES == map_names(config)
+
+    def enlarged(values):
+        return torch.nn.functional.interpolate(values[:, None], (64, 64), mode="bilinear")[:, 0]
+
+    torch.testing.assert_close(maps["normality"], sum(enlarged(m) for m in output.normality))
     torch.testing.assert_close(maps["sum"], maps["normality"] + maps["abnormality"])
+    logs = [enlarged((1 + m / 0.05).log()) for m in output.position]
+    torch.testing.assert_close(maps["position"], sum(logs) / 3)
+    odds = (output.fused / (1 - output.fused)).log()
+    torch.testing.assert_close(maps["fused"], enlarged(odds).sigmoid())
+    smoothed = full_size_maps(output, config.replace(smoothing_sigma=8.0))
+    torch.testing.assert_close(smoothed["fused"], smooth(enlarged(odds), 2.0).sigmoid())
+    torch.testing.assert_close(smoothed["position"], smooth(maps["position"], 2.0))
 
 
 def test_smoothing_equals_scipy():
@@ -163,12 +175,15 @@ def test_same_seed_same_network(teacher):
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
-def test_jitter_scales_each_map_and_zoom_enlarges_maps_and_mask_alike():
+def test_jitter_shifts_each_map_and_zoom_enlarges_maps_and_mask_alike():
     maps = torch.rand(3, 6, 16, 16) + 0.1
     jittered = jitter_maps(maps, 0.5, torch.Generator().manual_seed(0))
-    factors = jittered / maps
-    torch.testing.assert_close(factors, factors[..., :1, :1].expand_as(factors))
-    assert factors.flatten().unique().numel() >= 18
+    shifts = jittered - maps
+    torch.testing.assert_close(shifts, shifts[..., :1, :1].expand_as(shifts))
+    assert shifts[..., 0, 0].unique().numel() == 18
+    wide = jitter_maps(torch.zeros(4000, 6, 1, 1), 0.5, torch.Generator().manual_seed(0))[..., 0, 0]
+    assert wide.var().item() == pytest.approx(2 * 0.5**2, rel=0.1)
+    assert wide.mean(1).var().item() == pytest.approx((1 + 1 / 6) * 0.5**2, rel=0.1)  # one draw is shared
     assert torch.equal(jitter_maps(maps, 0.0, torch.Generator()), maps)
     rng = torch.Generator().manual_seed(0)
     kept = 0

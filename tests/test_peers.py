@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib import import_module, metadata
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -15,25 +14,14 @@ from dmdd_lite.data import load_masks, open_category
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.images import load_images
 from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
 
-ROOT = Path(__file__).parent.parent
 TEACHER = "--teacher test_resnet --teacher-weights random --image-size 64 --device cpu"
 
 
 @pytest.fixture(scope="module")
-def peers():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield import_module("peers")
-    sys.path.remove(str(ROOT / "benchmarks"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("samples")
-    write_samples(root, "lever", size=64, train=5, good=2, per_defect=1)
-    return root
+def peers(scripts):
+    return import_module("peers")
 
 
 class FarFromTheMean(nn.Module):
@@ -141,5 +129,6 @@ def test_without_anomalib_it_says_what_to_install(peers, root, tmp_path, monkeyp
 
 def test_the_untrained_student_is_the_teachers_network(peers):
     config = peers.Config(teacher="mobilenetv2_100", teacher_options={"mean": [0.5] * 3, "pad_type": "same"})
-    features = peers.untrained(config).eval()(torch.zeros(1, 3, 64, 64))
+    network = peers.untrained_network(config.teacher, config.teacher_options)
+    features = network.eval()(torch.zeros(1, 3, 64, 64))
     assert [tuple(f.shape[1:]) for f in features] == [(24, 16, 16), (32, 8, 8), (96, 4, 4)]

@@ -89,7 +89,7 @@ def test_gap_table_means_inside_and_outside():
 
 
 def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
-    make_category(tmp_path)
+    make_category(tmp_path, count=4)
     trainers = {}
     for name, iterations in (("short", 3), ("long", 5)):
         config = tiny_config(iterations=iterations, fusion_start=1.0)

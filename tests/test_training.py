@@ -18,7 +18,7 @@ from dmdd_lite import training
 from dmdd_lite.data import DataError
 from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
-from dmdd_lite.samples import write_samples
+from dmdd_lite.student import set_prior
 from dmdd_lite.synthesis import step_generator
 from dmdd_lite.teacher import TeacherError, build_teacher
 from dmdd_lite.training import (
@@ -29,13 +29,6 @@ from dmdd_lite.training import (
     load_training_data,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("samples")
-    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
-    return root
 
 
 @pytest.fixture
@@ -128,8 +121,10 @@ def test_plain_distillation_fits_the_normal_view_alone(root):
     trainer = Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
     pairs = trainer.pairs.batch(0)
     losses = trainer.losses(pairs)
-    features = teacher(pairs.normal)
-    student = build_model(config, teacher).train().student(pairs.normal, features)
+    features, model = teacher(pairs.normal), build_model(config, teacher).train()
+    whole = teacher(trainer.data.images.float() / 255)
+    set_prior(model.student, tuple(f.mean(0, keepdim=True) for f in whole))
+    student = model.student(pairs.normal, features)
     expected = sum(flat_distance(n, t) for n, t in zip(student.normality, features, strict=True))
     assert losses.ngm.item() == pytest.approx(expected.item(), rel=1e-4)
     assert (losses.aim.item(), student.abnormality) == (0, ())
@@ -228,6 +223,22 @@ def test_either_view_has_its_own_batch_statistics(root):
     trainer.losses(clean)
     torch.testing.assert_close(seen[0], seen[2])
     assert not torch.equal(seen[1], seen[3])
+
+
+def test_the_fusion_learns_on_maps_of_images_as_if_they_were_new(root):
+    trainer = make_trainer(root, tiny_config(fusion_start=0.0))
+    pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
+    seen = []
+    trainer.model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trainer.config = trainer.config.replace(fusion_jitter=0.0, fusion_zoom=1.0)
+    trainer.losses(pairs, index)
+    model, views = trainer.model, [trainer.model.teacher(view) for view in pairs[:2]]
+    positions = [model.position(view, own=views[0]) for view in views]
+    for found, maps in zip(seen[0].chunk(2), positions, strict=True):
+        expected = model.calibration((*maps, *maps, *maps))[:, 6:]
+        torch.testing.assert_close(found[:, 6:], expected, rtol=1e-3, atol=1e-3)
+    good = seen[0][:2] / model.calibration.shares()[:, None, None]
+    torch.testing.assert_close(good.mean((0, 2, 3)), torch.zeros(9), rtol=0, atol=0.1)  # levels are of these
 
 
 def test_every_image_once_an_epoch(root):
@@ -379,7 +390,7 @@ def test_an_iteration_reads_nothing_back_from_the_device(root):
     trainer = make_trainer(root, tiny_config(fusion_start=0.0, feature_memory=1.0))
     pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
     with Reading() as reading:
-        trainer.pairs.batch = lambda _: pairs
+        trainer.pairs.batch = lambda *_: pairs
         trainer.pairs.indices = lambda _: index
         losses = trainer.step()
         assert reading.found == []

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+import torch
 from builders import save_image, tiny_config
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,8 +19,9 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer, pictures
 from dmdd_lite.explorer import view as views
-from dmdd_lite.explorer.model import BRANCHES, CACHED
-from dmdd_lite.images import DataError
+from dmdd_lite.explorer.model import CACHED
+from dmdd_lite.images import DataError, load_images
+from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES, build_model
 from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
@@ -84,11 +86,57 @@ def test_maps_are_the_detectors_own(shared, detector, category):
     assert not shared.see(0).truth.any()
 
 
-@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize("name", MAP_NAMES[1:])
 def test_the_scales_add_up(shared, name):
     """Interpolation and smoothing are linear."""
     parts = [shared.anomaly_map(3, name, scale) for scale in (1, 2, 3)]
-    np.testing.assert_allclose(sum(parts), shared.anomaly_map(3, name), atol=1e-5)
+    whole = np.mean(parts, axis=0) if name == "position" else sum(parts)
+    np.testing.assert_allclose(whole, shared.anomaly_map(3, name), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_maps_at_a_single_scale_by_their_formulas(detector, category, scale):
+    config = detector.config.replace(smoothing_sigma=0.0)
+    model = build_model(config, detector.model.teacher)
+    explorer = Explorer(Detector(model), category, progress=False)
+    output = explorer.detector.output(load_images([category.test[3].path], 64, None))
+    normality, abnormality, position = (
+        stack_maps((maps[scale - 1],), (64, 64))[0, 0]
+        for maps in (output.normality, output.abnormality, [(1 + d / 0.05).log() for d in output.position])
+    )
+    expected = {"normality": normality, "position": position, "sum": normality + abnormality}
+    for name, values in expected.items():
+        found = torch.from_numpy(explorer.anomaly_map(3, name, scale))
+        torch.testing.assert_close(found, values.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"branches": ("abnormality",)}, ("fused", "abnormality", "position", "sum")),
+        ({"branches": ("normality",), "position_maps": False}, ("fused", "normality", "sum")),
+        ({"position_maps": False}, ("fused", "normality", "abnormality", "sum")),
+    ],
+    ids=["abnormality and position", "normality", "branches"],
+)
+def test_models_that_lack_a_kind_of_map(detector, category, changes, names):
+    model = build_model(detector.config.replace(**changes), detector.model.teacher)
+    explorer = Explorer(Detector(model), category, progress=False)
+    assert explorer.names == names
+    assert set(explorer.see(2).maps) == {(n, k) for n in names for k in range(4) if n != "fused" or not k}
+    branch = model.config.branches[0]
+    if len(model.config.branches) == 1:
+        np.testing.assert_allclose(explorer.anomaly_map(2, "sum", 2), explorer.anomaly_map(2, branch, 2))
+    for distance in explorer.distances(2, 40, 70):
+        known = {name for name in distance._fields[1:] if getattr(distance, name) is not None}
+        assert known == set(names) - {"fused", "sum"}
+    pytest.importorskip("ipywidgets")
+    view = widgets.ExplorerView(explorer, 2)
+    assert tuple(name for _, name in view.map.options) == names
+    assert ("position" in view.table.value) == ("position" in names)
+    for name in names:
+        view.map.value = name
+        assert isinstance(view.figure(), Figure)
 
 
 def test_an_evaluation_is_not_scored_again(detector, category, monkeypatch):
@@ -134,10 +182,13 @@ def test_distances_are_the_cells_of_the_detectors_output(shared, detector, categ
     for x, y in ((0, 0), (79, 79), (13, 70)):
         found = shared.distances(5, x, y)
         assert [d.scale for d in found] == ["stride 4", "stride 8", "stride 16"]
-        for distance, n, a in zip(found, prediction.normality, prediction.abnormality, strict=True):
+        position = detector.output(load_images([category.test[5].path], 64, None)).position
+        scales = zip(found, prediction.normality, prediction.abnormality, position, strict=True)
+        for distance, n, a, p in scales:
             cell = y // (80 // len(n)), x // (80 // len(n))
             assert distance.normality == pytest.approx(float(n[cell]), abs=1e-5)
             assert distance.abnormality == pytest.approx(float(a[cell]), abs=1e-5)
+            assert distance.position == pytest.approx(float(p[0][cell]), rel=1e-4)
     with pytest.raises(IndexError, match="outside the image of 80 x 80"):
         shared.distances(5, 80, 0)
 
@@ -324,6 +375,7 @@ def test_the_pixel_starts_at_the_peak_and_its_distances_are_shown(view, explorer
     for distance in explorer.distances(4, 11, view.y.value):
         assert f"{distance.normality:.3f}" in view.table.value
         assert f"{distance.abnormality:.3f}" in view.table.value
+        assert f"{distance.position:.3f}" in view.table.value
 
 
 def test_images_by_score_arrows_and_neighbours(view, explorer):
@@ -397,7 +449,7 @@ def test_colab_gets_the_controls_alone(view, monkeypatch):
 
 
 def test_a_figure_without_a_kernel(detector, category):
-    fig = widgets.explore(detector, category, progress=False)
+    fig = widgets.explore(detector, category, start=4, progress=False)
     assert isinstance(fig, Figure)
     texts = " ".join(text.get_text() for text in fig.texts)
     assert "score" in texts

@@ -18,24 +18,24 @@ from ..data import Category
 from ..detector import Detector
 from ..evaluation import Evaluation
 from ..files import Progress
+from ..fusion import map_kinds
 from ..images import read_image, read_mask
-from ..losses import stack_maps
-from ..model import MAP_NAMES, ModelOutput, image_scores, smooth
+from ..model import ModelOutput, full_size_maps, image_scores, map_names
 from .items import Item, find_items, read_bytes
 
 ALL_SCALES = 0
-BRANCHES = MAP_NAMES[1:]  # the maps that can be had at a single scale: normality, abnormality and their sum
 CACHED, BATCH = 8, 8  # images whose maps are kept; images predicted at once
 SIDE = 512  # longest side of a shown picture
 
 
 class Seen(NamedTuple):
     """A predicted image: picture uint8 (h, w, 3) with a longest side of SIDE, the image's own (width,
-    height), the maps (S, S) by (name, scale), the output for one image, truth bool (S, S) or None."""
+    height), maps (S, S) and scores by (name, scale), the output for one image, truth bool (S, S) or None."""
 
     picture: np.ndarray
     size: tuple[int, int]
     maps: dict[tuple[str, int], np.ndarray]
+    scores: dict[tuple[str, int], float]
     output: ModelOutput
     truth: np.ndarray | None
 
@@ -57,11 +57,13 @@ class Reading(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """1 - cosine to the teacher's feature at a pixel, in [0, 2], for both branches at one scale."""
+    """How far a pixel is from what is usual, at one scale: 1 - cosine of either branch to the teacher, in
+    [0, 2]; position >= 0, near 1 where good. None for a kind of map that the model lacks."""
 
     scale: str
-    normality: float
-    abnormality: float
+    normality: float | None
+    abnormality: float | None
+    position: float | None
 
 
 class Explorer:
@@ -85,13 +87,14 @@ class Explorer:
         self.items: list[Item] = found if whole else [found[i] for i in spaced]
         self.left_out = len(found) - len(self.items)
         self.count = len(self.items)  # uploads come after these
+        self.names = map_names(detector.config)  # all but fused can be had at a single scale
         strides = detector.model.teacher.info.strides
         self.scales = ("all scales", *(f"stride {stride}" for stride in strides))
         self._seen: OrderedDict[int, Seen] = OrderedDict()
         self._thumbnails: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._rows: dict[tuple[str, int], np.ndarray] = {}  # lowest, highest, image score of every image
         if whole:
-            for name in MAP_NAMES:
+            for name in self.names:
                 maps, scores = source.maps[name], source.scores[name]
                 rows = (maps.min(axis=(1, 2)), maps.max(axis=(1, 2)), scores)
                 self._rows[name, ALL_SCALES] = np.stack(rows, axis=1)
@@ -105,10 +108,10 @@ class Explorer:
         read_bytes(data, name)
         self.items.append(Item(name, data))
         index = len(self.items) - 1
-        maps = self.see(index).maps
+        seen = self.see(index)
         for key, rows in self._rows.items():
-            row = _row(torch.from_numpy(maps[key][None]), self.detector.config)
-            self._rows[key] = np.concatenate((rows, row))
+            row = seen.maps[key].min(), seen.maps[key].max(), seen.scores[key]
+            self._rows[key] = np.concatenate((rows, np.float32([row])))
         return index
 
     def see(self, index: int) -> Seen:
@@ -118,7 +121,7 @@ class Explorer:
             return self._seen[index]
         item, size = self.items[index], self.detector.config.image_size
         original = self._read(item)
-        maps, output = self._predict([original])
+        maps, scores, output = self._predict([original])
         truth = None
         if item.mask is not None:
             truth = read_mask(item.mask, size).numpy()
@@ -128,7 +131,9 @@ class Explorer:
         shown = [max(1, round(share * side)) for side in original.shape[:0:-1]]
         pixels = Image.fromarray(original.permute(1, 2, 0).numpy()).resize(shown, Image.Resampling.BILINEAR)
         own = {key: values[0].numpy() for key, values in maps.items()}
-        seen = Seen(np.asarray(pixels), (original.shape[2], original.shape[1]), own, output, truth)
+        scored = {key: float(values[0]) for key, values in scores.items()}
+        own_size = original.shape[2], original.shape[1]
+        seen = Seen(np.asarray(pixels), own_size, own, scored, output, truth)
         self._seen[index] = seen
         while len(self._seen) > CACHED:
             self._seen.popitem(last=False)
@@ -162,7 +167,7 @@ class Explorer:
     # ---- maps and what a threshold makes of them ---------------------------------------------------------
 
     def anomaly_map(self, index: int, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
-        """Smoothed map (S, S): `name` of MAP_NAMES, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse."""
+        """Smoothed map (S, S): one of `names`, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse."""
         return self.see(index).maps[name, scale]
 
     def scores(self, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
@@ -199,7 +204,7 @@ class Explorer:
         return Reading(score, threshold, regions, float(above.mean()), precision, recall)
 
     def distances(self, index: int, x: int, y: int) -> list[Distance]:
-        """Both branches' distances at a pixel of the image, 0 <= x < width, 0 <= y < height.
+        """The distances at a pixel of the image, 0 <= x < width, 0 <= y < height.
 
         They are those of the cell that covers it at every scale, neither resized nor smoothed. Raises
         IndexError outside the image.
@@ -208,12 +213,15 @@ class Explorer:
         width, height = seen.size
         if not (0 <= x < width and 0 <= y < height):
             raise IndexError(f"pixel ({x}, {y}) lies outside the image of {width} x {height} pixels")
-        found = []
-        pairs = zip(self.scales[1:], seen.output.normality, seen.output.abnormality, strict=True)
-        for scale, normality, abnormality in pairs:
-            row, column = y * normality.shape[1] // height, x * normality.shape[2] // width
-            found.append(Distance(scale, *(float(m[0, row, column]) for m in (normality, abnormality))))
-        return found
+
+        def value(maps: tuple[torch.Tensor, ...], k: int) -> float | None:
+            if not maps:
+                return None
+            rows, columns = maps[k].shape[1:]
+            return float(maps[k][0, y * rows // height, x * columns // width])
+
+        kinds = (seen.output.normality, seen.output.abnormality, seen.output.position)
+        return [Distance(scale, *(value(m, k) for m in kinds)) for k, scale in enumerate(self.scales[1:])]
 
     def neighbours(
         self, index: int, name: str = "fused", scale: int = ALL_SCALES, count: int = 3
@@ -233,21 +241,21 @@ class Explorer:
         )
 
     def _predict(self, originals: Sequence[torch.Tensor]):
-        """Images uint8 (3, H, W) -> maps (B, S, S) by (name, scale), and the model's output on the CPU."""
+        """Images uint8 (3, H, W) -> maps (B, S, S) and scores (B,) by (name, scale), and the model's output,
+        all on the CPU."""
         config = self.detector.config
-        size = config.image_size
-        batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
-        full, _, output = self.detector.maps(batch)
-        maps = {(name, ALL_SCALES): values for name, values in full.items()}
-        normality, abnormality = (
-            tuple(m.float().cpu() for m in b) for b in (output.normality, output.abnormality)
-        )
-        for k, pair in enumerate(zip(normality, abnormality, strict=True), start=1):
-            both = stack_maps(pair, (size, size))
-            single = (both[:, 0], both[:, 1], both.sum(1))
-            for name, values in zip(BRANCHES, single, strict=True):
-                maps[name, k] = smooth(values, config.smoothing_sigma * size / 256)
-        return maps, output._replace(normality=normality, abnormality=abnormality)
+        pixels = [image.permute(1, 2, 0).numpy() for image in originals]
+        batch = torch.stack([read_image(image, config.image_size) for image in pixels])
+        full, own, output = self.detector.maps(batch)
+        maps, scores = ({(name, ALL_SCALES): part[name] for name in self.names} for part in (full, own))
+        output = ModelOutput(*map(_on_cpu, output))
+        for k in range(1, len(self.scales)):
+            one = {kind: getattr(output, kind)[k - 1 : k] for kind in map_kinds(config)}
+            full = full_size_maps(output._replace(**one), config)
+            single = {(name, k): full[name] for name in self.names if name != "fused"}
+            maps |= single
+            scores |= {key: image_scores(values, config) for key, values in single.items()}
+        return maps, scores, output
 
     def _statistics(self, name: str, scale: int) -> np.ndarray:
         if (name, scale) not in self._rows:
@@ -260,14 +268,13 @@ class Explorer:
         with Progress(len(self.items), "scoring images", enabled=self.progress) as bar:
             for start in range(0, len(self.items), BATCH):
                 batch = self.items[start : start + BATCH]
-                maps, _ = self._predict([self._read(item) for item in batch])
+                maps, scores, _ = self._predict([self._read(item) for item in batch])
                 for key, values in maps.items():
-                    parts.setdefault(key, []).append(_row(values, self.detector.config))
+                    rows = values.amin((1, 2)), values.amax((1, 2)), scores[key]
+                    parts.setdefault(key, []).append(torch.stack(rows, dim=1).numpy())
                 bar.update(start + len(batch))
         self._rows = {key: np.concatenate(rows) for key, rows in parts.items()}
 
 
-def _row(maps: torch.Tensor, config) -> np.ndarray:
-    """Lowest value, highest value and image score of maps (B, S, S): (B, 3)."""
-    rows = (maps.amin((1, 2)), maps.amax((1, 2)), image_scores(maps, config))
-    return torch.stack(rows, dim=1).numpy()
+def _on_cpu(values: torch.Tensor | tuple[torch.Tensor, ...]):
+    return tuple(map(_on_cpu, values)) if isinstance(values, tuple) else values.float().cpu()

@@ -5,6 +5,7 @@ from html import escape
 
 import numpy as np
 
+from ..fusion import FLOOR
 from .model import Distance, Explorer, Reading
 
 MAPS = {
@@ -14,12 +15,13 @@ MAPS = {
         "1 - cosine of the normality features: departs from what a good part looks like",
     ),
     "abnormality": ("Abnormality", "1 - cosine of the abnormality features: resembles synthetic damage"),
-    "sum": ("Sum", "normality and abnormality added"),
+    "position": ("Position", "Mahalanobis distance to good images' features at the same position"),
+    "sum": ("Sum", "the branches' maps added"),
 }
 STYLE = """<style>
 .dmdd-explorer { max-width: 1060px; }
 .dmdd-explorer img { border-radius: 4px; }
-.dmdd-explorer .widget-toggle-buttons button { padding: 0 4px; }
+.dmdd-explorer .widget-toggle-buttons button { padding: 0 9px; }
 .dmdd-explorer .dmdd-caption { font-size: 12px; line-height: 1.4; opacity: .8; }
 .dmdd-explorer .dmdd-name { font-size: 12px; line-height: 1.4; white-space: nowrap; overflow: hidden; }
 .dmdd-explorer .dmdd-name { text-overflow: ellipsis; width: 0; min-width: 100%; }
@@ -49,8 +51,11 @@ def unit(explorer: Explorer, name: str, scale: int) -> str:
     start = explorer.threshold(name, scale)
     if name == "fused":
         return f"Fused map, in [0, 1]. Starts at the detector's threshold, {start:.3f}."
-    parts = (1 if scale else len(explorer.scales) - 1) * (2 if name == "sum" else 1)
+    scales, branches = 1 if scale else len(explorer.scales) - 1, len(explorer.detector.config.branches)
+    parts = scales * (branches if name == "sum" else 1)
     unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
+    if name == "position":
+        unit = f"log(1 + distance / {FLOOR['position']})" + f", mean of {scales} scales" * (scales > 1)
     quantile = explorer.detector.config.threshold_quantile
     rule = "highest score" if quantile == 1 else f"{quantile:g} quantile of the scores"
     return f"{MAPS[name][0]}: {unit}. Starts at the {rule} of the good images here, {start:.3f}."
@@ -66,11 +71,12 @@ def legend(title: str, **lines: tuple[int, int, int]) -> str:
 
 
 def distance_table(found: list[Distance], x: int, y: int) -> str:
-    rows = [(d.scale, f"{d.normality:.3f}", f"{d.abnormality:.3f}") for d in found]
-    note = "1 − cosine, from 0 to 2, of the cell around the pixel, not smoothed."
-    return _table(
-        f"Pixel ({x}, {y}): distance to the teacher", [("", "normality", "abnormality"), *rows], note
-    )
+    names = [name for name in Distance._fields[1:] if getattr(found[0], name) is not None]
+    rows = [(d.scale, *(f"{getattr(d, name):.3f}" for name in names)) for d in found]
+    note = "Of the cell around the pixel, not smoothed. Branches: 1 − cosine to the teacher, from 0 to 2."
+    if "position" in names:
+        note += " Position: squared Mahalanobis distance over its channels, near 1 where good."
+    return _table(f"Pixel ({x}, {y}): distances", [("", *names), *rows], note)
 
 
 def reading_table(reading: Reading, truth: np.ndarray | None) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..images import DataError
 from . import pictures
-from .model import ALL_SCALES, BRANCHES, Explorer, Seen
+from .model import ALL_SCALES, Explorer, Seen
 from .readouts import MAPS, STYLE, distance_table, legend, reading_table, thumbnail, unit
 from .still import BLEND, static_figure
 
@@ -73,11 +73,11 @@ class ExplorerView:
         self.upload = w.FileUpload(accept=".png,.jpg,.jpeg,.bmp,.tif,.tiff", description="Upload an image")
         self.upload.layout.width = "176px"
         self.map = w.ToggleButtons(
-            options=[(title, name) for name, (title, _) in MAPS.items()],
-            tooltips=[text for _, text in MAPS.values()],
+            options=[(MAPS[name][0], name) for name in self.explorer.names],
+            tooltips=[MAPS[name][1] for name in self.explorer.names],
             description="Map",
             layout={"width": "auto"},
-            style={**style, "button_width": "98px"},
+            style={**style, "button_width": "auto"},  # five of one width would not fit into a row
         )
         self.scale = w.ToggleButtons(
             options=[(name, k) for k, name in enumerate(self.explorer.scales)],
@@ -205,7 +205,7 @@ class ExplorerView:
         if self._busy:
             return
         with self._quietly():
-            self.scale.disabled = self.map.value not in BRANCHES
+            self.scale.disabled = self.map.value == "fused"
             if self.scale.disabled:
                 self.scale.value = ALL_SCALES
             self._fit_threshold(self._first_threshold())

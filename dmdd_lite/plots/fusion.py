@@ -15,7 +15,7 @@ from ..thresholds import error_rates, expected_cost
 from .panels import ANOMALOUS, DECISION, GOOD, OTHERS, TRUTH, check_images, horizontal_bar, outline
 
 GREY, PLAIN, NETWORK, ATTENTION, RESULT = "#8c8c8c", "#e4e4e4", "#dfd5ea", "#f6d9bd", "#bfe0c8"
-WEIGHT_COLOURS = "RdBu_r"  # red above 1: trusted more than in the plain sum
+WEIGHT_COLOURS = "RdBu_r"  # red above 1: trusted more than in the plain mean
 PANELS = dict(
     zip(METRICS, ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO", "AUPRO per image"), strict=True)
 )
@@ -23,27 +23,28 @@ PANELS = dict(
 
 @styled
 def plot_msn(attentions: tuple[str, ...]) -> Figure:
-    """The segmentation network drawn as boxes, from six maps to one, with the attentions of these names."""
+    """The segmentation network drawn as boxes, from nine calibrated maps to one, with the attentions of
+    these names."""
     fig = new_figure(WIDTH, 3.1, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 18), ylim=(0, 6.2))
     ax.set_axis_off()
     named = "\n".join(attentions) or "none"
     for x, y, text, colour in (
-        (1.1, 3.4, "six maps\n$m_1 \\ldots m_6$", PLAIN),
+        (1.1, 3.4, "nine maps,\ncalibrated\n$m_1 \\ldots m_9$", PLAIN),
         (3.9, 3.4, "perceptions\n3×3, dilated", NETWORK),
         (6.75, 3.4, f"attention:\n{named}", ATTENTION),
         (9.35, 3.4, "1×1\n$1 + \\tanh$", NETWORK),
-        (11.9, 3.4, "weights\n$w_1 \\ldots w_6$", PLAIN),
+        (11.9, 3.4, "weights\n$w_1 \\ldots w_9$", PLAIN),
         (11.9, 5.4, "3×3, 1×1\ncorrection $c$", NETWORK),
-        (15.8, 3.4, "MSN alone\n$\\sigma(g \\sum\\, w_k m_k + b + c)$", RESULT),
-        (15.8, 0.7, "fused map", RESULT),
-        (9.35, 0.7, "plain sum $\\sigma(2 \\sum\\, m_k - 3)$", PLAIN),
+        (15.8, 3.4, "MSN alone\n$g\\,\\overline{w_k m_k} + b + c$", RESULT),
+        (15.8, 0.7, "fused map $\\sigma(\\cdot)$", RESULT),
+        (9.35, 0.7, "plain mean $2\\,\\overline{m_k} - 3$", PLAIN),
     ):
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
         ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=box)
     for points in (
-        ((1.95, 3.4), (2.85, 3.4)),
+        ((2.1, 3.4), (2.85, 3.4)),
         ((5.0, 3.4), (5.75, 3.4)),
         ((7.75, 3.4), (8.5, 3.4)),
         ((10.2, 3.4), (11.1, 3.4)),
@@ -52,7 +53,7 @@ def plot_msn(attentions: tuple[str, ...]) -> Figure:
         ((11.9, 3.95), (11.9, 4.85)),
         ((13.0, 5.3), (14.6, 4.1)),
         ((1.4, 2.8), (7.5, 0.75)),
-        ((11.3, 0.7), (14.8, 0.7)),
+        ((11.3, 0.7), (14.5, 0.7)),
         ((15.8, 2.7), (15.8, 1.15)),
     ):
         ax.annotate("", points[1], points[0], arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 1.2})
@@ -67,7 +68,7 @@ def plot_weights(
 ) -> Figure:
     """One row per image (N, H, W, 3), its mask outlined: the weights (N, K, h, w) that its K maps were given.
 
-    White is 1, as in the plain sum; red is trusted more, blue less; one symmetric range for all. Raises
+    White is 1, as in the plain mean; red is trusted more, blue less; one symmetric range for all. Raises
     ValueError for another number of names.
     """
     check_images(images, masks=masks)
@@ -90,7 +91,7 @@ def plot_weights(
 
 @styled
 def plot_trust(means: pd.DataFrame) -> Figure:
-    """The mean weight of each map (rows) in each place (columns); the line at 1 is the plain sum."""
+    """The mean weight of each map (rows) in each place (columns); the line at 1 is the plain mean."""
     fig = new_figure(WIDTH, 2.6)
     ax = fig.subplots()
     ax.axhline(1, color=GREY, linewidth=1)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,13 +169,15 @@ def _try_lock(file) -> bool:
 class Process:
     """A started job: `poll` is its exit code or None, `note` and `error` are read from its log."""
 
+    COMMAND = ("-u", "-m", "dmdd_lite.reproduction.jobs")  # what Python runs
+
     def __init__(self, job: Job, environment: dict[str, str] | None = None):
         self.job = job
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             self.offset = log.tell()  # what earlier starts have written is not ours
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "dmdd_lite.reproduction.jobs"],
+                [sys.executable, *self.COMMAND],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -259,12 +262,22 @@ def main() -> int:
         f"\n{job.name}: {time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()} on {socket.gethostname()}"
     )
     show_prints()
+    return attempt(job, execute)
+
+
+def execute(job: Job):
+    """Run the notebook, unless another command has been faster. Raises ResultError if it writes no result."""
+    if finished(job) is None:
+        run_notebook(job.notebook or NOTEBOOK, job.executed, job.parameters)
+        if finished(job) is None:
+            raise ResultError(f"the notebook ended without writing {job.result}")
+
+
+def attempt(job, work: Callable) -> int:
+    """Do `work` of the job, which has a name and a lock, holding the lock; the exit code, told in the log."""
     try:
         with claim(job):
-            if finished(job) is None:  # another command may have been faster
-                run_notebook(job.notebook or NOTEBOOK, job.executed, job.parameters)
-                if finished(job) is None:
-                    raise ResultError(f"the notebook ended without writing {job.result}")
+            work(job)
     except Busy as error:
         print(f"not started: {error}")
         return BUSY

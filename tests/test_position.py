@@ -1,0 +1,350 @@
+"""What is known of good images, against NumPy: statistics of positions, the student's prior, usual levels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_config
+
+from dmdd_lite import position
+from dmdd_lite.detector import Detector
+from dmdd_lite.fusion import Calibration
+from dmdd_lite.losses import cosine_distance
+from dmdd_lite.model import build_model, usual_distances
+from dmdd_lite.position import PositionStatistics, mean_features
+from dmdd_lite.student import DecoderStudent, set_prior
+from dmdd_lite.teacher import FeatureInfo, build_teacher
+
+INFO = FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)  # at 32 px: 8 x 8, 4 x 4 and 2 x 2 positions
+
+
+def good(count: int, seed: int = 0, info: FeatureInfo = INFO):
+    """Features of as many images of 32 px, channels of different size that depend on each other."""
+    rng, features = torch.Generator().manual_seed(seed), []
+    for channels, stride in zip(*info[:2], strict=True):
+        noise = torch.randn(count, channels, 32 // stride, 32 // stride, generator=rng)
+        features.append(noise * torch.arange(1, channels + 1)[:, None, None] + 0.5 * noise[:, :1] + 1)
+    return tuple(features)
+
+
+def fitted(features, parts: int = 1, info: FeatureInfo = INFO, **options) -> PositionStatistics:
+    batches = zip(*(f.tensor_split(parts) for f in features), strict=True)
+    return PositionStatistics(info, 32, **options).fit(batches)
+
+
+def described(feature, pool: int) -> np.ndarray:
+    """Signed roots, each averaged with those of its neighbours inside the image, in double precision."""
+    values = feature.double().numpy()
+    values, far = np.sign(values) * np.sqrt(np.abs(values)), pool // 2
+    pooled = np.empty_like(values)
+    for y, x in np.ndindex(values.shape[2:]):
+        around = values[:, :, max(0, y - far) : y + far + 1, max(0, x - far) : x + far + 1]
+        pooled[:, :, y, x] = around.mean((2, 3))
+    return pooled
+
+
+def mahalanobis(values: np.ndarray, known: np.ndarray, ridge: float) -> np.ndarray:
+    """Of values (B, R, H, W) to the mean and covariance of known ones at every position, over R."""
+    found = np.empty((len(values), *values.shape[2:]))
+    for y, x in np.ndindex(values.shape[2:]):
+        here = known[:, :, y, x]
+        off = values[:, :, y, x] - here.mean(0)
+        covariance = np.cov(here, rowvar=False) + ridge * np.eye(here.shape[1])
+        found[:, y, x] = (off * np.linalg.solve(covariance, off.T).T).sum(1) / here.shape[1]
+    return found
+
+
+# ---- statistics of positions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", [1, 3])
+def test_distances_are_those_of_numpys_means_and_covariances(pool):
+    known, new = good(30), good(4, seed=1)
+    found = fitted(known, 4, pool=pool)(new)
+    for distance, f, n in zip(found, known, new, strict=True):
+        values = described(f, pool)
+        ridge = 0.03 * values.var(0, ddof=1).mean()
+        expected = mahalanobis(described(n, pool), values, ridge)
+        np.testing.assert_allclose(distance.numpy(), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.03])
+def test_an_image_left_out_is_as_if_never_seen(shrinkage, monkeypatch):
+    """Of the ridge, which belongs to the whole set, the formula keeps n - 1 parts of n - 2."""
+    monkeypatch.setattr(position, "SHRINKAGE", shrinkage)
+    known, changed = good(24), good(24, seed=1)
+    whole = fitted(known)
+    for view in (known, changed):  # the images themselves, and other ones made from them
+        found = whole(view, own=known)
+        for k, (f, v) in enumerate(zip(known, view, strict=True)):
+            values, of_view = described(f, 3), described(v, 3)
+            ridge = 23 / 22 * shrinkage * values.var(0, ddof=1).mean()
+            for i in (0, 9, 23):
+                expected = mahalanobis(of_view[i : i + 1], np.delete(values, i, axis=0), ridge)
+                np.testing.assert_allclose(found[k][i : i + 1].numpy(), expected, rtol=2e-3)
+
+
+def test_without_a_ridge_leaving_out_equals_fitting_the_others(monkeypatch):
+    monkeypatch.setattr(position, "SHRINKAGE", 0.0)
+    known = good(24)
+    found = fitted(known)(known, own=known)
+    others = fitted(tuple(f[1:] for f in known))(tuple(f[:1] for f in known))
+    for one, other in zip(found, others, strict=True):
+        torch.testing.assert_close(one[:1], other, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool, near", [(1, 0.05), (3, 0.1)])  # the ridge lowers it
+def test_new_normal_images_are_near_one_and_odd_ones_are_not(pool, near):
+    rng = torch.Generator().manual_seed(0)
+    known, new = (tuple(torch.randn(f.shape, generator=rng) for f in good(400)) for _ in range(2))
+    statistics = fitted(known, 8, pool=pool)
+    for distance, off in zip(statistics(new), statistics(tuple(9 * f for f in new)), strict=True):
+        assert distance.mean().item() == pytest.approx(1, abs=near)
+        torch.testing.assert_close(off.mean(), 9 * distance.mean(), rtol=0.05, atol=0)  # as roots count
+
+
+def test_before_they_are_fitted_they_are_of_a_standard_normal_distribution():
+    new = good(2)
+    for distance, n in zip(PositionStatistics(INFO, 32, pool=1)(new), new, strict=True):
+        torch.testing.assert_close(distance, n.abs().mean(1))  # squares of roots
+
+
+@pytest.mark.parametrize("parts", [2, 7, 30])
+def test_the_batch_size_changes_nothing(parts):
+    known = good(30)
+    at_once, in_parts = fitted(known), fitted(known, parts)
+    for name, values in at_once.state_dict().items():
+        torch.testing.assert_close(in_parts.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+    for own in (None, known):
+        whole = at_once(known, own)
+        single = at_once(tuple(f[3:4] for f in known), own and tuple(f[3:4] for f in own))
+        for one, all_of_them in zip(single, whole, strict=True):
+            torch.testing.assert_close(one, all_of_them[3:4], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_position_itself_counts():
+    known, new = good(30), good(1, seed=1)
+    statistics = fitted(known, pool=1)
+    changed = tuple(f.clone() for f in new)
+    for f in changed:
+        f[..., 1, 0] += 50
+    for before, after in zip(statistics(new), statistics(changed), strict=True):
+        differs = torch.zeros_like(before, dtype=torch.bool)
+        differs[:, 1, 0] = True
+        assert torch.equal(before != after, differs)
+
+
+def test_wide_features_are_mixed_orthonormally_and_the_same_by_seed():
+    kept = PositionStatistics(INFO, 32, most=4, seed=3)
+    again, other = (PositionStatistics(INFO, 32, most=4, seed=s) for s in (3, 4))
+    for k in (0, 1):
+        mixture = getattr(kept, f"mixture_{k}")
+        assert mixture.shape == (INFO.channels[k], 4)
+        torch.testing.assert_close(mixture.T @ mixture, torch.eye(4))
+        assert torch.equal(mixture, getattr(again, f"mixture_{k}"))
+        assert not torch.equal(mixture, getattr(other, f"mixture_{k}"))
+    assert not hasattr(kept, "mixture_2")  # three channels are fewer than four
+    assert kept.mean_2.shape == (3, 2, 2)
+
+
+def test_distances_of_mixed_features():
+    known, new = good(30), good(4, seed=1)
+    statistics = fitted(known, most=4)
+    mixed = [
+        np.einsum("bchw,cr->brhw", described(f[1], 3), statistics.mixture_1.numpy()) for f in (known, new)
+    ]
+    expected = mahalanobis(mixed[1], mixed[0], 0.03 * mixed[0].var(0, ddof=1).mean())
+    np.testing.assert_allclose(statistics(new)[1].numpy(), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_images_are_refused(count):
+    with pytest.raises(ValueError, match=f"needs at least three training images, got {count}"):
+        fitted(good(count))
+    assert fitted(good(3))(good(1))[0].isfinite().all()
+
+
+def test_images_that_are_all_the_same():
+    """No variance anywhere: the mean is known, and anything else is far."""
+    same = tuple(f.expand(5, -1, -1, -1) for f in good(1))
+    statistics = fitted(same)
+    for own in (None, same):
+        assert all(d.isfinite().all() and d.max() < 1 for d in statistics(same, own))
+    assert all(d.isfinite().all() and d.min() > 100 for d in statistics(good(2, seed=1)))
+
+
+# ---- the prior ------------------------------------------------------------------------------------------
+
+
+def test_mean_features_are_the_mean_of_all():
+    known = good(10)
+    parts = zip(*(f.split(4) for f in known), strict=True)
+    for mean, f in zip(mean_features(parts), known, strict=True):
+        torch.testing.assert_close(mean, f.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("norm_relu", [False, True])
+def test_a_student_that_adds_nothing_gives_the_prior(rectified, norm_relu):
+    info = INFO._replace(rectified=(rectified,) * 3)
+    student = DecoderStudent(info, (1, 1, 1), 16, norm_relu, prior=32).eval()
+    means = tuple(f.abs() if rectified else f for f in mean_features([good(3)]))
+    set_prior(student, means)
+    for decoupling in student.decouple:
+        for parameter in decoupling.expand[0].parameters():
+            torch.nn.init.zeros_(parameter)
+    output = student(None, good(2))
+    for branch in output:
+        for found, mean in zip(branch, means, strict=True):
+            assert torch.equal(found, mean.expand_as(found))
+
+
+@pytest.mark.parametrize("student", ["decoder", "encoder"])
+def test_the_prior_is_added_to_what_was_learned(student):
+    teacher = build_teacher("test_resnet", "random")
+    with_prior, without = (
+        build_model(tiny_config(student=student, position_prior=p, standardise="always"), teacher).eval()
+        for p in (True, False)
+    )
+    images = torch.rand(2, 3, 64, 64)
+    features = teacher(images)
+    means = tuple(torch.randn(1, *f.shape[1:]) for f in features)
+    set_prior(with_prior.student, means)
+    for one, other in zip(
+        with_prior.student(images, features), without.student(images, features), strict=True
+    ):
+        for found, learned, mean in zip(one, other, means, strict=True):
+            torch.testing.assert_close(found, learned + mean)
+    usual = usual_distances(with_prior.student, features)
+    for found, mean, f in zip(usual, means, features, strict=True):
+        torch.testing.assert_close(found, cosine_distance(mean.expand_as(f), f))
+    assert usual_distances(without.student, features) == ()
+
+
+# ---- usual levels ---------------------------------------------------------------------------------------
+
+
+def flat(*values: float) -> tuple[torch.Tensor, ...]:
+    """Maps of one image that are the same everywhere, 4 x 4, 2 x 2, 4 x 4, ..."""
+    return tuple(torch.full((1, 4 >> k % 2, 4 >> k % 2), v) for k, v in enumerate(values))
+
+
+def test_levels_and_what_is_explained_by_hand():
+    calibration = Calibration(("normality", "position"), scales=2)
+    calibration.observe(flat(0.18, 0.48, 0.95, 1.95), usual=flat(0.6, 0.64))
+    expected = [math.log(v) for v in (0.2, 0.5, 1.0, 2.0)]
+    torch.testing.assert_close(calibration.level, torch.tensor(expected))
+    torch.testing.assert_close(calibration.explained, torch.tensor([0.7, 0.25]))
+    calibration.observe(flat(0.58, 0.48, 0.95, 1.95), usual=flat(0.58, 0.64), share=0.1)
+    expected[0] = 0.9 * math.log(0.2) + 0.1 * math.log(0.6)
+    torch.testing.assert_close(calibration.level, torch.tensor(expected))
+    torch.testing.assert_close(calibration.explained, torch.tensor([0.63, 0.25]))
+    calibration.observe(flat(0.18, 0.48, 0.95, 1.95))  # a student without a prior
+    torch.testing.assert_close(calibration.explained, torch.tensor([0.63, 0.25]))
+
+
+def test_shares_by_hand():
+    calibration = Calibration(("normality", "abnormality", "position"), scales=3)
+    calibration.explained.copy_(torch.tensor([0.6, 0.3, 0.1]))
+    expected = torch.tensor([1.35, 0.675, 0.225, 1.35, 0.675, 0.225, 2.7, 1.35, 0.45])
+    torch.testing.assert_close(calibration.shares(), expected)
+    calibration.explained.copy_(torch.tensor([0.6, -0.5, 0.005]))  # less than the mean explains
+    torch.testing.assert_close(
+        calibration.shares()[:3] / calibration.shares()[0], torch.tensor([1, 1 / 60, 1 / 60])
+    )
+
+
+@pytest.mark.parametrize(
+    "kinds, of_kinds",
+    [
+        (("normality", "abnormality", "position"), [0.75, 0.75, 1.5]),
+        (("normality", "abnormality"), [1, 1]),
+        (("abnormality", "position"), [1, 1]),
+        (("normality",), [1]),
+    ],
+)
+@pytest.mark.parametrize("by_scale", ["explained", "equal"])
+def test_shares_average_one_and_branches_together_weigh_as_positions(kinds, of_kinds, by_scale):
+    calibration = Calibration(kinds, 3, by_scale)
+    for _ in range(2):
+        shares = calibration.shares().view(len(kinds), 3)
+        torch.testing.assert_close(shares.mean(), torch.ones(()))
+        torch.testing.assert_close(shares.mean(1), torch.tensor(of_kinds, dtype=torch.float32))
+        equal = torch.allclose(shares, shares[:, :1].expand_as(shares))
+        assert equal == (by_scale == "equal" or bool(calibration.explained.eq(1).all()))
+        calibration.observe(flat(*[0.2] * 3 * len(kinds)), usual=flat(0.9, 0.5, 0.25))
+
+
+def test_calibrated_maps_by_brute_force():
+    rng = torch.Generator().manual_seed(0)
+    maps = tuple(torch.rand(2, side, side, generator=rng) for _ in range(2) for side in (8, 4))
+    calibration = Calibration(("abnormality", "position"), scales=2)
+    calibration.observe(maps, usual=tuple(3 * m for m in maps[:2]), share=0.5)
+    new = tuple(2 * m + 0.1 for m in maps)
+    found = calibration(tuple(m.requires_grad_() for m in new))
+    assert found.shape == (2, 4, 8, 8)
+    assert not found.requires_grad
+    shares, floors = calibration.shares(), (0.02, 0.02, 0.05, 0.05)
+    for k, (m, f) in enumerate(zip(new, floors, strict=True)):
+        enlarged = torch.nn.functional.interpolate(m[:, None], (8, 8), mode="bilinear")[:, 0]
+        expected = shares[k] * ((enlarged + f) / calibration.level[k].exp()).log()
+        torch.testing.assert_close(found[:, k], expected.detach())
+
+
+def test_good_images_are_at_zero_and_one_is_e_times_as_far():
+    calibration = Calibration(("normality", "position"), scales=1)
+    usual, far = (
+        tuple(torch.full((1, 4, 4), times * (0.3 + floor) - floor) for floor in (0.02, 0.05))
+        for times in (1, math.e)
+    )
+    calibration.observe(usual)
+    torch.testing.assert_close(calibration(usual), torch.zeros(1, 2, 4, 4))
+    torch.testing.assert_close(calibration(far), torch.ones(1, 2, 4, 4))
+
+
+def test_blended_scores_by_hand():
+    calibration = Calibration(("normality", "position"))
+    calibration.observe_maxima(torch.tensor([[-4.0, 2.0], [-2.0, 2.0], [-3.0, 2.0]]))  # -3 ± 1, 2 ± 0.05
+    maxima = torch.tensor([[-3.0, 2.0], [-1.0, 2.0], [-3.0, 2.2], [-5.0, 2.1]])
+    expected = torch.tensor([-3.0, -2.0, -1.0, -3.0]).sigmoid()  # 0, 1, 2, 0 deviations above the mean
+    torch.testing.assert_close(calibration.blend(maxima), expected)
+    calibration.observe_maxima(torch.tensor([[-4.0, 2.0]]))
+    torch.testing.assert_close(calibration.blend(torch.tensor([[-3.0, 4.0]])), torch.tensor([-2.5]).sigmoid())
+
+
+# ---- together -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"position_channels": 40, "fusion_scales": "equal"}])
+def test_levels_of_held_out_images_center_the_maps(changes):
+    """Levels are the mean of logarithms over the images that `calibrate` was given, in whole batches."""
+    model = build_model(tiny_config(**changes), build_teacher("test_resnet", "random")).eval()
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model.calibrate(images.split(2))
+    with torch.no_grad():
+        output = model(images)
+    for kind, levels in zip(
+        (output.normality, output.abnormality, output.position), model.calibration.level.split(3), strict=True
+    ):
+        floor = 0.05 if kind is output.position else 0.02
+        expected = torch.stack([(m + floor).log().mean() for m in kind])
+        torch.testing.assert_close(levels, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fitted_model_saved_and_loaded_gives_the_same(tmp_path):
+    config = tiny_config(position_channels=40)
+    model = build_model(config, build_teacher("test_resnet", "random"))
+    images = torch.randint(0, 256, (9, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    features = list(model.teacher.stream(images[:6]))
+    set_prior(model.student, mean_features(features))
+    model.position.fit(features)
+    detector = Detector.calibrated(model, images[6:])
+    loaded = Detector.load(detector.save(tmp_path), "cpu")
+    assert loaded.threshold == detector.threshold
+    for one, other in zip(loaded.output(images), detector.output(images), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    untouched = build_model(config, model.teacher).eval()
+    assert not torch.allclose(untouched(images.float() / 255).inputs, detector.output(images).inputs)
+    for name, scores in detector.maps(images)[1].items():
+        assert torch.equal(loaded.maps(images)[1][name], scores)
