@@ -85,17 +85,19 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     """Seconds of the parts of an iteration, each on its own."""
     from dmdd_lite.device import autocast
     from dmdd_lite.fusion_training import fusion_loss
-    from dmdd_lite.losses import distillation_maps
-    from dmdd_lite.model import fusion_input
 
     model, device, config = trainer.model, trainer.device, trainer.config
     networks = getattr(trainer, "networks", {"fusion": model.fusion})  # as they are trained: compiled or not
     pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
     views = [pairs.normal, pairs.anomalous]
     with autocast(device, config.precision), torch.no_grad():
-        features = trainer.teacher_features(views, index)
-        maps = [distillation_maps(b, features[0]) for b in model.student(pairs.normal, features[0])]
-        seen = torch.cat([fusion_input(*maps)] * 2)
+        output = model(pairs.normal)
+        if hasattr(output, "inputs"):
+            seen = torch.cat([output.inputs] * 2)
+        else:  # a peer from before maps were calibrated
+            from dmdd_lite.model import fusion_input
+
+            seen = torch.cat([fusion_input(output.normality, output.abnormality)] * 2)
     mask = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
 
     def teach():

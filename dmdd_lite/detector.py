@@ -66,26 +66,29 @@ class Detector:
         return self.config.score_rule == "blend" and self.config.position_maps
 
     @classmethod
-    def calibrated(cls, model: DMDD, held_out: Tensor) -> "Detector":
+    def calibrated(cls, model: DMDD, good: Tensor, trained_on: bool = False) -> "Detector":
         """Levels of the maps from held-out good images, uint8 (N, 3, S, S), and threshold = the
-        `threshold_quantile` of their scores. [ours]"""
+        `threshold_quantile` of their scores. trained_on: they are training images, nothing was held out.
+        [ours]"""
         detector = cls(model)
         with autocast(detector.device, model.config.precision):
-            batches = (batch.to(detector.device).float() / 255 for batch in held_out.split(8))
-            model.calibrate(b.contiguous(memory_format=torch.channels_last) for b in batches)
+            batches = (batch.to(detector.device).float() / 255 for batch in good.split(8))
+            batches = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
+            model.calibrate(batches, trained_on)
         if detector.blends:
-            parts = [detector.device_maps(batch) for batch in held_out.split(8)]
+            parts = [detector.device_maps(batch, trained_on) for batch in good.split(8)]
             maxima = [blended_maxima(maps["fused"], output, model.config) for maps, _, output in parts]
             model.calibration.observe_maxima(torch.cat(maxima))
-        scores = torch.cat([detector.device_maps(batch)[1]["fused"] for batch in held_out.split(8)]).cpu()
+        batches = (detector.device_maps(batch, trained_on)[1]["fused"] for batch in good.split(8))
+        scores = torch.cat(list(batches)).cpu()
         detector.threshold = scores.double().quantile(model.config.threshold_quantile).item()
         return detector
 
-    def output(self, images: Tensor) -> ModelOutput:
-        """The model's own output, on its device, for images uint8 (B, 3, S, S)."""
+    def output(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
+        """The model's own output, on its device, for images uint8 (B, 3, S, S); trained_on as in DMDD."""
         images = images.to(self.device).float() / 255
         with autocast(self.device, self.config.precision):
-            return self.model(images.contiguous(memory_format=torch.channels_last))
+            return self.model(images.contiguous(memory_format=torch.channels_last), trained_on)
 
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
@@ -95,9 +98,9 @@ class Detector:
         return maps, scores, output
 
     @torch.inference_mode()
-    def device_maps(self, images: Tensor):
+    def device_maps(self, images: Tensor, trained_on: bool = False):
         """What `maps` returns, all of it on the model's device, which need not have computed it yet."""
-        output = self.output(images)
+        output = self.output(images, trained_on)
         maps = full_size_maps(output, self.config)
         scores = {name: image_scores(m, self.config) for name, m in maps.items()}
         if self.blends:

@@ -59,7 +59,8 @@ def fusion_inputs(model: DMDD, pairs: Pairs) -> Tensor:
     maps = [m for branch in model.student(views, features) for m in distillation_maps(branch, features)]
     if model.position is not None:
         normal = (f[: len(pairs.normal)] for f in features)
-        own = tuple(torch.cat((f, f)) for f in normal) if model.position.count else None
+        in_statistics = model.position.count and not model.config.illumination
+        own = tuple(torch.cat((f, f)) for f in normal) if in_statistics else None
         maps += model.position(features, own)
     return model.calibration(tuple(maps))
 

@@ -48,25 +48,29 @@ class DMDD(nn.Module):
         self.calibration = Calibration(kinds, scales, config.fusion_scales)
         self.fusion = build_fusion(config, len(kinds) * scales)
 
-    def forward(self, images: Tensor) -> ModelOutput:
+    def forward(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
+        """trained_on: they are images of the training, which the statistics of positions then leave out, each
+        for itself."""
         features = self.teacher(images)
         decoupled: StudentOutput = self.student(images, features)
         normality = distillation_maps(decoupled.normality, features)
         abnormality = distillation_maps(decoupled.abnormality, features)
-        position = () if self.position is None else self.position(features)
+        own = features if trained_on else None
+        position = () if self.position is None else self.position(features, own)
         inputs = self.calibration((*normality, *abnormality, *position))
         output = self.fusion(inputs)
         return ModelOutput(output.fused, output.weights, normality, abnormality, position, inputs)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]):
+    def calibrate(self, batches: Iterable[Tensor], trained_on: bool = False):
         """Take the levels of all maps from good images, batches (B, 3, H, W) in [0, 1], instead of those that
-        training met. [ours]"""
+        training met. trained_on: as in `forward`. [ours]"""
         for number, images in enumerate(batches, start=1):
             features = self.teacher(images)
             decoupled = self.student(images, features)
             maps = [m for branch in decoupled for m in distillation_maps(branch, features)]
-            maps += () if self.position is None else self.position(features)
+            own = features if trained_on else None
+            maps += () if self.position is None else self.position(features, own)
             self.calibration.observe(tuple(maps), usual_distances(self.student, features), 1 / number)
 
 

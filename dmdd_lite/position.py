@@ -89,7 +89,7 @@ class PositionStatistics(nn.Module):
             n, of_own = self.count.to(precision.dtype), self._off_mean(own, k)
             off = self._off_mean(feature, k) + of_own / (n - 1)
             weighted, share = precision @ of_own, n / (n - 1).square()
-            left = (1 - share * (of_own * weighted).sum(1)).clamp(min=1e-3)
+            left = (1 - share * (of_own * weighted).sum(1)).clamp(min=1e-4)
             squared = (off * (precision @ off)).sum(1) + share * (off * weighted).sum(1).square() / left
             squared = squared * (n - 2) / (n - 1)
         return (squared / precision.shape[1]).view(height, width, batch).permute(2, 0, 1)

@@ -160,7 +160,9 @@ def snapshot(trainer: Trainer) -> Detector:
 
 
 def _detector(model: DMDD, data: TrainingData) -> Detector:
-    return Detector.calibrated(model, data.held_out if len(data.held_out) else data.images)
+    if len(data.held_out):
+        return Detector.calibrated(model, data.held_out)
+    return Detector.calibrated(model, data.images, trained_on=True)
 
 
 def train(

@@ -16,6 +16,7 @@ from dmdd_lite.images import load_images
 from dmdd_lite.model import build_model
 from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
+from dmdd_lite.training import train
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +182,10 @@ def test_category_images_are_what_predict_sees(detector, folder):
     scored = evaluate(detector, category, progress=False)
     for test, score in zip(category.test, scored.scores["fused"], strict=True):
         assert detector.predict(test.path).score == pytest.approx(score, abs=1e-5)
+
+
+def test_without_held_out_images_the_training_ones_count_as_new_ones(root):
+    """Statistics of positions leave each image out, so that its level is that of an image never seen."""
+    detector = train(tiny_config(holdout=0.0), root, "lever", progress=False).detector
+    levels = detector.model.calibration.level[-3:]
+    assert (levels > -1.0).all(), levels  # in-sample they would be near log(FLOOR), -3

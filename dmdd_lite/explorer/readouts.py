@@ -50,7 +50,8 @@ def unit(explorer: Explorer, name: str, scale: int) -> str:
     """What the numbers of a map's threshold mean, and where it starts."""
     start = explorer.threshold(name, scale)
     if name == "fused":
-        return f"Fused map, in [0, 1]. Starts at the detector's threshold, {start:.3f}."
+        blend = "; the image score blends it with the coarsest position map" * explorer.detector.blends
+        return f"Fused map, in [0, 1]{blend}. Starts at the detector's threshold, {start:.3f}."
     scales, branches = 1 if scale else len(explorer.scales) - 1, len(explorer.detector.config.branches)
     parts = scales * (branches if name == "sum" else 1)
     unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
