@@ -24,7 +24,7 @@ NAMES = {
     "centre": "core recall",
 }
 JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
-INPUTS = ("normality", "abnormality", "sum")  # of the fused map
+INPUTS = ("normality", "abnormality", "position", "sum")  # what the fused map can be compared with
 
 
 def collect(folder: str | Path) -> pd.DataFrame:

@@ -99,7 +99,7 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
     rows = bench.ablation_rows
     assert len(rows.BY_NAME) == len(rows.ROWS)
     same = {row.name for row in rows.ROWS if row.same_as_full(base)}
-    assert same == {"full", "sigma_4", "score_max"}
+    assert same == {"full", "sigma_4", "score_blend"}
     for row in rows.ROWS:
         changed = {text.split(":")[0] for text in differences(base, row.config(base, 7))} - {"seed"}
         assert changed == (set() if row.name in same else set(row.changes)), row.name
