@@ -113,7 +113,7 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
 def test_what_only_scores_is_told_from_what_trains(bench):
     scoring = {row.name for row in bench.ablation_rows.ROWS if row.is_scoring}
     smoothing = {"sigma_2", "sigma_4", "sigma_6"}
-    assert scoring == {"summed", "skip_0", "score_max", "score_top", *smoothing}
+    assert scoring == {"summed", "skip_0", "score_blend", "score_max", "score_top", *smoothing}
 
 
 def test_list_names_every_row(bench, capsys):
