@@ -270,8 +270,8 @@ class Config:
         "blend",
         "ours",
         "image score: 'max' of the smoothed map [authors], 'top' = mean of the score_top largest pixels "
-        "[field], or 'blend' = maxima of the fused and the coarsest position map, both by how far they are "
-        "above those of held-out good images; other maps than the fused one then have 'max'",
+        "[field], or 'blend' = maxima of the fused map (two thirds) and the coarsest position map, both over "
+        "those of held-out good images; other maps than the fused one then have 'max'",
         choices=("blend", "max", "top"),
     )
     score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)

@@ -17,6 +17,7 @@ from .device import send
 from .losses import stack_maps
 
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
+COARSE_SHARE = 1 / 3  # of the coarsest position map in a blended image score
 FLOOR = {
     "normality": 0.02,
     "abnormality": 0.02,
@@ -127,7 +128,6 @@ class Calibration(nn.Module):
         self.register_buffer("level", torch.zeros(len(kinds) * scales))
         self.register_buffer("explained", torch.ones(scales))
         self.register_buffer("score_mean", torch.zeros(2))
-        self.register_buffer("score_std", torch.ones(2))
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
         stacked = stack_maps(maps, maps[0].shape[1:]).float().detach()
@@ -144,16 +144,15 @@ class Calibration(nn.Module):
         return shares / shares.mean()
 
     def blend(self, maxima: Tensor) -> Tensor:
-        """Image scores (B,) in [0, 1] of two maxima each, (B, 2), the fused map's logit first: the mean of
-        how many standard deviations either is above good images', on the scale of the former."""
-        above = ((maxima - self.score_mean) / self.score_std).mean(1)
-        return (self.score_mean[0] + self.score_std[0] * above).sigmoid()
+        """Image scores (B,) in [0, 1] of two maxima each, (B, 2), the fused map's logit first: on its scale,
+        a weighted mean of how far either is above good images', the second with `COARSE_SHARE`."""
+        fused, coarsest = (maxima - self.score_mean).unbind(1)
+        return (self.score_mean[0] + torch.lerp(fused, coarsest, COARSE_SHARE)).sigmoid()
 
     @torch.no_grad()
     def observe_maxima(self, maxima: Tensor):
-        """Take notice of the maxima (N, 2) of good images; of a single one no spread is known."""
+        """Take notice of the maxima (N, 2) of good images."""
         self.score_mean.copy_(maxima.mean(0))
-        self.score_std.copy_(maxima.std(0).clamp(min=0.05) if len(maxima) > 1 else torch.ones(2))
 
     @torch.no_grad()
     def observe(self, maps: tuple[Tensor, ...], usual: tuple[Tensor, ...] = (), share: float = 1.0):

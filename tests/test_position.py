@@ -305,12 +305,10 @@ def test_good_images_are_at_zero_and_one_is_e_times_as_far():
 
 def test_blended_scores_by_hand():
     calibration = Calibration(("normality", "position"))
-    calibration.observe_maxima(torch.tensor([[-4.0, 2.0], [-2.0, 2.0], [-3.0, 2.0]]))  # -3 ± 1, 2 ± 0.05
-    maxima = torch.tensor([[-3.0, 2.0], [-1.0, 2.0], [-3.0, 2.2], [-5.0, 2.1]])
-    expected = torch.tensor([-3.0, -2.0, -1.0, -3.0]).sigmoid()  # 0, 1, 2, 0 deviations above the mean
+    calibration.observe_maxima(torch.tensor([[-4.0, 2.0], [-2.0, 1.0], [-3.0, 3.0]]))  # means -3, 2
+    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.3], [-4.5, 5.0]])
+    expected = torch.tensor([-3.0, -2.0, -2.9, -3.0]).sigmoid()  # two thirds and one third above the means
     torch.testing.assert_close(calibration.blend(maxima), expected)
-    calibration.observe_maxima(torch.tensor([[-4.0, 2.0]]))
-    torch.testing.assert_close(calibration.blend(torch.tensor([[-3.0, 4.0]])), torch.tensor([-2.5]).sigmoid())
 
 
 # ---- together -------------------------------------------------------------------------------------------

@@ -12,7 +12,13 @@ import sys
 import nbformat
 from PIL import Image
 
-LIMITS = (100_000, 85_000, 70_000, 55_000, 40_000)  # bytes of a picture; the first that makes the notebook fit
+LIMITS = (
+    100_000,
+    85_000,
+    70_000,
+    55_000,
+    40_000,
+)  # bytes of a picture; the first that makes the notebook fit
 WHOLE = 480_000  # bytes of a notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
