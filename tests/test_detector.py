@@ -82,7 +82,7 @@ def test_score_is_the_maximum_of_the_smoothed_map_and_decides(folder, changes):
         assert Detector(model, threshold).predict(image).is_anomalous == (score > threshold)
 
 
-def test_blended_score_is_the_mean_of_both_maxima_in_standard_deviations(folder):
+def test_blended_score_is_a_weighted_mean_of_both_maxima_over_good_ones(folder):
     model = build_model(tiny_config(), build_teacher("test_resnet", "random"))
     images = load_images(sorted((folder / "test").rglob("*.png")), 64, None)
     detector = Detector.calibrated(model, images[:3])
@@ -93,9 +93,9 @@ def test_blended_score_is_the_mean_of_both_maxima_in_standard_deviations(folder)
     smoothed = [ndimage.gaussian_filter(m[0], 1, mode="mirror", truncate=4).max() for m in coarse.numpy()]
     fused = maps["fused"].double().amax((1, 2)).numpy()
     maxima = np.stack((np.log(fused / (1 - fused)), smoothed), axis=1)
-    mean, std = maxima[:3].mean(0), np.maximum(maxima[:3].std(0, ddof=1), 0.05)
-    above = ((maxima - mean) / std).mean(1)
-    expected = 1 / (1 + np.exp(-mean[0] - std[0] * above))
+    mean = maxima[:3].mean(0)
+    above = (maxima - mean) @ [2 / 3, 1 / 3]
+    expected = 1 / (1 + np.exp(-mean[0] - above))
     np.testing.assert_allclose(scores["fused"], expected, rtol=1e-3)
     for name in ("normality", "position", "sum"):
         np.testing.assert_array_equal(scores[name], maps[name].amax((1, 2)))

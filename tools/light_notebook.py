@@ -18,7 +18,7 @@ LIMITS = (
     70_000,
     55_000,
     40_000,
-)  # bytes of a picture; the first that makes the notebook fit
+)  # bytes of a picture; the first that makes it fit
 WHOLE = 480_000  # bytes of a notebook
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
