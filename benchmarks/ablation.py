@@ -54,9 +54,10 @@ def read_data(text: str) -> Data:
     return Data(name, str(Path(path).resolve().parent), Path(path).resolve().name)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of what says which trainings there are: data, textures, configuration, seeds, device."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
     parser.add_argument("--textures", default="", help="folder of anomaly textures; without it procedural")
@@ -66,10 +67,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
-    parser.add_argument("--rows", nargs="+", default=list(BY_NAME), choices=BY_NAME, metavar="ROW")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder of the results")
     parser.add_argument("--device", default="auto")
+    return parser
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = common_parser(__doc__)
+    parser.add_argument("--rows", nargs="+", default=list(BY_NAME), choices=BY_NAME, metavar="ROW")
+    parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder of the results")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default one, or one a GPU)")
     parser.add_argument("--minutes", type=float, help="stop in time for the call to last so long")
     parser.add_argument("--keep", action="store_true", help="keep every detector, not only the full row's")

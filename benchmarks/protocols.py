@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from ablation import CannotStart, Data, base_config, check, read_data
+from ablation import CannotStart, Data, base_config, check, common_parser
 from ablation_run import portable
 from torch import Tensor
 
@@ -100,20 +100,8 @@ class Split(NamedTuple):
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
-    parser.add_argument("--textures", default="", help="folder of anomaly textures; without it procedural")
-    parser.add_argument("--teacher", help="timm name of the teacher")
-    parser.add_argument("--teacher-weights", help="its weights, a local file")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
+    parser = common_parser(__doc__)
     parser.add_argument("--every", type=int, help=f"iterations between two looks (default 1/{LOOKS} of all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/protocols"), help="folder of the results")
     return parser.parse_args(arguments)
 

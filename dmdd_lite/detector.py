@@ -75,13 +75,15 @@ class Detector:
             batches = (batch.to(detector.device).float() / 255 for batch in good.split(8))
             batches = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
             model.calibrate(batches, trained_on)
+        found = (detector.device_maps(batch, trained_on) for batch in good.split(8))
         if detector.blends:
-            parts = [detector.device_maps(batch, trained_on) for batch in good.split(8)]
-            maxima = [blended_maxima(maps["fused"], output, model.config) for maps, _, output in parts]
-            model.calibration.observe_maxima(torch.cat(maxima))
-        batches = (detector.device_maps(batch, trained_on)[1]["fused"] for batch in good.split(8))
-        scores = torch.cat(list(batches)).cpu()
-        detector.threshold = scores.double().quantile(model.config.threshold_quantile).item()
+            maxima = (blended_maxima(maps["fused"], output, model.config) for maps, _, output in found)
+            maxima = torch.cat(list(maxima))
+            model.calibration.observe_maxima(maxima)
+            scores = model.calibration.blend(maxima)
+        else:
+            scores = torch.cat([scores["fused"] for _, scores, _ in found])
+        detector.threshold = scores.cpu().double().quantile(model.config.threshold_quantile).item()
         return detector
 
     def output(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
@@ -91,7 +93,7 @@ class Detector:
             return self.model(images.contiguous(memory_format=torch.channels_last), trained_on)
 
     def maps(self, images: Tensor):
-        """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the four smoothed maps
+        """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the smoothed maps
         (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
         *found, output = self.device_maps(images)
         maps, scores = ({name: values.cpu() for name, values in part.items()} for part in found)

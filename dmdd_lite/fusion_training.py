@@ -13,7 +13,7 @@ from .config import Config
 from .device import autocast
 from .files import Progress
 from .fusion import build_fusion, jitter_maps, zoom_maps
-from .losses import distillation_maps, msn_loss, resize_mask
+from .losses import msn_loss, resize_mask
 from .model import DMDD
 from .synthesis import Pairs, step_generator
 
@@ -56,13 +56,11 @@ def fusion_inputs(model: DMDD, pairs: Pairs) -> Tensor:
     positions, where they were fitted, leave out each image itself, as in training."""
     views = torch.cat((pairs.normal, pairs.anomalous)).contiguous(memory_format=torch.channels_last)
     features = model.teacher(views)
-    maps = [m for branch in model.student(views, features) for m in distillation_maps(branch, features)]
-    if model.position is not None:
+    own = None
+    if model.position is not None and model.position.count and not model.config.illumination:
         normal = (f[: len(pairs.normal)] for f in features)
-        in_statistics = model.position.count and not model.config.illumination
-        own = tuple(torch.cat((f, f)) for f in normal) if in_statistics else None
-        maps += model.position(features, own)
-    return model.calibration(tuple(maps))
+        own = tuple(torch.cat((f, f)) for f in normal)
+    return model.calibration(sum(model.distances(views, features, own), ()))
 
 
 def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:

@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
 from .fusion import FLOOR, Calibration, build_fusion, map_kinds
-from .losses import cosine_distance, distillation_maps, stack_maps
+from .losses import Features, cosine_distance, distillation_maps, stack_maps
 from .position import build_position
 from .student import StudentOutput, build_student
 from .teacher import Teacher
@@ -52,14 +52,17 @@ class DMDD(nn.Module):
         """trained_on: they are images of the training, which the statistics of positions then leave out, each
         for itself."""
         features = self.teacher(images)
-        decoupled: StudentOutput = self.student(images, features)
-        normality = distillation_maps(decoupled.normality, features)
-        abnormality = distillation_maps(decoupled.abnormality, features)
-        own = features if trained_on else None
-        position = () if self.position is None else self.position(features, own)
-        inputs = self.calibration((*normality, *abnormality, *position))
+        kinds = self.distances(images, features, features if trained_on else None)
+        inputs = self.calibration(sum(kinds, ()))
         output = self.fusion(inputs)
-        return ModelOutput(output.fused, output.weights, normality, abnormality, position, inputs)
+        return ModelOutput(output.fused, output.weights, *kinds, inputs)
+
+    def distances(self, images: Tensor, features: Features, own: Features | None = None) -> list[Features]:
+        """The maps of normality, abnormality and positions before they are calibrated, () for a kind that is
+        not there, of images and their teacher features; own as in PositionStatistics."""
+        decoupled: StudentOutput = self.student(images, features)
+        branches = [distillation_maps(branch, features) for branch in decoupled]
+        return [*branches, () if self.position is None else self.position(features, own)]
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], trained_on: bool = False):
@@ -67,14 +70,11 @@ class DMDD(nn.Module):
         training met. trained_on: as in `forward`. [ours]"""
         for number, images in enumerate(batches, start=1):
             features = self.teacher(images)
-            decoupled = self.student(images, features)
-            maps = [m for branch in decoupled for m in distillation_maps(branch, features)]
-            own = features if trained_on else None
-            maps += () if self.position is None else self.position(features, own)
-            self.calibration.observe(tuple(maps), usual_distances(self.student, features), 1 / number)
+            kinds = self.distances(images, features, features if trained_on else None)
+            self.calibration.observe(sum(kinds, ()), usual_distances(self.student, features), 1 / number)
 
 
-def usual_distances(student: nn.Module, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def usual_distances(student: nn.Module, features: Features) -> Features:
     """What the maps of a branch would be if its features were the student's prior: per scale (B, H_k, W_k);
     () for a student that has none."""
     priors = [decoupling.prior for decoupling in student.decouple]
@@ -104,11 +104,15 @@ def full_size_maps(output: ModelOutput, config: Config) -> dict[str, Tensor]:
     for name in config.branches:
         maps[name] = stack_maps(getattr(output, name), size).sum(1)
     if config.position_maps:
-        levels = tuple((1 + m.float() / FLOOR["position"]).log() for m in output.position)
-        maps["position"] = stack_maps(levels, size).mean(1)
+        maps["position"] = stack_maps(position_levels(output.position), size).mean(1)
     maps["sum"] = sum(maps[name] for name in config.branches)
     maps = {name: smooth(m, config.smoothing_sigma * config.image_size / 256) for name, m in maps.items()}
     return {**maps, "fused": maps["fused"].sigmoid()}
+
+
+def position_levels(maps: Features) -> Features:
+    """log(1 + distance / 0.05), which is 0 at no distance: position maps (B, H_k, W_k) for the eye. [ours]"""
+    return tuple((1 + m.float() / FLOOR["position"]).log() for m in maps)
 
 
 def map_names(config: Config) -> tuple[str, ...]:
@@ -144,6 +148,6 @@ def blended_maxima(fused: Tensor, output: ModelOutput, config: Config) -> Tensor
     A coarse map has few cells, so that the highest of a good image stays low.
     """
     size = (config.image_size, config.image_size)
-    coarsest = (1 + output.position[-1].float() / FLOOR["position"]).log()
-    coarsest = smooth(stack_maps((coarsest,), size)[:, 0], config.smoothing_sigma * config.image_size / 256)
+    coarsest = stack_maps(position_levels(output.position[-1:]), size)[:, 0]
+    coarsest = smooth(coarsest, config.smoothing_sigma * config.image_size / 256)
     return torch.stack((fused.amax((1, 2)).logit(eps=1e-6), coarsest.amax((1, 2))), dim=1)
