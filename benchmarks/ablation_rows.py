@@ -73,7 +73,10 @@ ROWS = (
     # statistics of positions
     Row("no_prior", "a student whose outputs begin at zero", {"position_prior": False}),
     Row("no_position", "the branches' maps alone, without those of positions", {"position_maps": False}),
-    Row("pool_1", "position maps of single cells", {"position_pool": 1}),
+    Row("pool_1", "position maps of single cells", {"position_pool": (1, 1, 1)}),
+    Row("pool_3", "no more averaging at the coarsest scale than elsewhere", {"position_pool": (3, 3, 3)}),
+    Row("no_context", "the same means for images of any look", {"position_context": 0}),
+    Row("no_relative", "an image's own level left in its maps", {"fusion_relative": 0.0}),
     Row("scales_equal", "all scales with the same weight", {"fusion_scales": "equal"}),
     # losses
     Row("ngm_pixel", "cosine per pixel instead of over the flattened map", {"ngm_form": "pixel"}),

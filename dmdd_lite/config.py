@@ -104,11 +104,27 @@ class Config:
         "ours",
         "anomaly maps also of the Mahalanobis distance to train/good at every position, as PaDiM [field]",
     )
-    position_pool: int = option(
-        3, "ours", "cells a side over which features are averaged for these maps", choices=(1, 3, 5, 7)
+    position_pool: tuple = option(
+        (3, 3, 5),
+        "ours",
+        "cells a side over which features are averaged for these maps, per scale, fine to coarse; at most a "
+        "third of the map",
+        choices=(1, 3, 5, 7),
     )
     position_channels: int = option(
-        100, "field", "most channels a scale for these maps; of wider teachers random mixtures (PaDiM)", low=1
+        100,
+        "field",
+        "most channels for these maps at the finest scale, half as many more at each coarser one; of more "
+        "random mixtures (PaDiM)",
+        low=1,
+    )
+    position_context: int = option(
+        8,
+        "ours",
+        "most components of an image's overall look, one for 80 training images, that its usual features "
+        "may depend on; 0 = the same mean for every image (PaDiM)",
+        low=0,
+        high=64,
     )
 
     # distillation
@@ -156,6 +172,14 @@ class Config:
         "weight of a scale in the plain mean: 'explained' = how much of what the positions' means leave "
         "open on held-out good images the student predicts; or 'equal'",
         choices=("explained", "equal"),
+    )
+    fusion_relative: float = option(
+        0.4,
+        "ours",
+        "share of an image's own level, the lower quartile of each map, that is taken off the map before it "
+        "is fused: what is unusual everywhere tells nothing of where the defect is",
+        low=0.0,
+        high=1.0,
     )
     fusion_perceptions: tuple = option((1, 2, 4), "ours", "dilations of the segmentation network's branches")
     fusion_attention: tuple = option(
@@ -270,8 +294,8 @@ class Config:
         "blend",
         "ours",
         "image score: 'max' of the smoothed map [authors], 'top' = mean of the score_top largest pixels "
-        "[field], or 'blend' = maxima of the fused map (two thirds) and the coarsest position map, both over "
-        "those of held-out good images; other maps than the fused one then have 'max'",
+        "[field], or 'blend' = maxima of the fused map (three fifths) and the coarsest position map, both "
+        "over those of held-out good images; other maps than the fused one then have 'max'",
         choices=("blend", "max", "top"),
     )
     score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)
@@ -291,6 +315,8 @@ class Config:
             raise ValueError(
                 f"student_bottleneck=4 needs an image_size that is a multiple of 64, got {self.image_size}"
             )
+        if len(self.position_pool) != 3:
+            raise ValueError(f"position_pool must be three numbers of cells, got {self.position_pool}")
         if self.student_blocks and (len(self.student_blocks) != 3 or min(self.student_blocks) < 1):
             raise ValueError(f"student_blocks must be () or three numbers from 1, got {self.student_blocks}")
         if not self.branches or len(set(self.branches)) < len(self.branches):

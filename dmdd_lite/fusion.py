@@ -17,7 +17,7 @@ from .device import send
 from .losses import stack_maps
 
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
-COARSE_SHARE = 1 / 3  # of the coarsest position map in a blended image score
+COARSE_SHARE = 0.4  # of the coarsest position map in a blended image score
 FLOOR = {
     "normality": 0.02,
     "abnormality": 0.02,
@@ -115,24 +115,31 @@ class Calibration(nn.Module):
 
     forward: a tuple of maps (B, H_k, W_k), distances >= 0 of `kinds` x `scales`, each kind fine to coarse ->
     (B, K, H_1, W_1), detached: logarithms of the distances over what they are on good images, so that 1 is
-    e times as far from the teacher as usual, times the share that a map has in the plain mean.
+    e times as far from the teacher as usual, times the share that a map has in the plain mean. Of an image's
+    own level, the lower quartile of its map, `relative` is taken off first.
 
     Branches together have the same share as the statistics of positions. Among scales the share is how
     much of the features the student explains, see `observe`.
     """
 
-    def __init__(self, kinds: tuple[str, ...], scales: int = 3, by_scale: str = "explained"):
+    def __init__(
+        self, kinds: tuple[str, ...], scales: int = 3, by_scale: str = "explained", relative: float = 0.4
+    ):
         super().__init__()
-        self.kinds, self.scales, self.by_scale = kinds, scales, by_scale
+        self.kinds, self.scales, self.by_scale, self.relative = kinds, scales, by_scale, relative
         self.register_buffer("floor", torch.tensor([FLOOR[kind] for kind in kinds]).repeat_interleave(scales))
         self.register_buffer("level", torch.zeros(len(kinds) * scales))
         self.register_buffer("explained", torch.ones(scales))
         self.register_buffer("score_mean", torch.zeros(2))
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
-        stacked = stack_maps(maps, maps[0].shape[1:]).float().detach()
-        shares = self.shares()[:, None, None]
-        return shares * ((stacked + self.floor[:, None, None]).log() - self.level[:, None, None])
+        shares, levels = (values[:, None, None] for values in (self.shares(), self.level))
+        return shares * (stack_maps(self.logarithms(maps), maps[0].shape[1:]) - levels)
+
+    def logarithms(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Of distances (B, H_k, W_k), detached, less the share of the image's own level."""
+        logs = [(m.detach().float() + f).log() for m, f in zip(maps, self.floor, strict=True)]
+        return tuple(m - self.relative * lower_quartile(m) for m in logs) if self.relative else tuple(logs)
 
     def shares(self) -> Tensor:
         """Of every map, (K,), 1 on average."""
@@ -162,7 +169,7 @@ class Calibration(nn.Module):
         What a scale explains is 1 - (the first kind's distance) / (that distance), on average. share: of this
         observation in the running averages, the first time 1.
         """
-        level = torch.stack([(m.float() + f).log().mean() for m, f in zip(maps, self.floor, strict=True)])
+        level = torch.stack([m.mean() for m in self.logarithms(maps)])
         self.level.lerp_(level, share)
         if usual:
             pairs = zip(maps[: self.scales], usual, strict=True)
@@ -170,6 +177,12 @@ class Calibration(nn.Module):
                 [1 - m.float().mean() / u.float().mean().clamp(min=1e-6) for m, u in pairs]
             )
             self.explained.lerp_(explained, share)
+
+
+def lower_quartile(maps: Tensor) -> Tensor:
+    """Of maps (B, H, W), (B, 1, 1): the least value that a quarter of the pixels do not exceed."""
+    flat = maps.flatten(1)
+    return flat.kthvalue(-(-flat.shape[1] // 4), dim=1).values[:, None, None]
 
 
 def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:

@@ -45,7 +45,7 @@ class DMDD(nn.Module):
         self.student = build_student(config, teacher.info)
         self.position = build_position(config, teacher.info)
         kinds, scales = map_kinds(config), len(teacher.info.channels)
-        self.calibration = Calibration(kinds, scales, config.fusion_scales)
+        self.calibration = Calibration(kinds, scales, config.fusion_scales, config.fusion_relative)
         self.fusion = build_fusion(config, len(kinds) * scales)
 
     def forward(self, images: Tensor, trained_on: bool = False) -> ModelOutput:

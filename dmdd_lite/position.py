@@ -4,10 +4,11 @@ They serve twice [ours]. Their means are where the student's outputs begin, so t
 from the usual instead of the usual. And the distance to them, Mahalanobis as in PaDiM [field], is a third
 kind of anomaly map beside the two branches', for surfaces that no student predicts well.
 
-Legend: B images, C_k channels, H_k x W_k positions of scale k, R <= C_k channels that are kept.
+Legend: B images, C_k channels, H_k x W_k positions of scale k, D_k channels of the scales up to k, R_k <= D_k
+of them that are kept, G components of an image's overall look.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -18,117 +19,193 @@ from .losses import Features
 from .teacher import FeatureInfo
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
+IMAGES_PER_COMPONENT = 80  # of the overall look: fewer would fit it to single images
 
 
 class PositionStatistics(nn.Module):
-    """Mean and covariance of good images' features at every position, one Gaussian each.
+    """What features good images have at every position, one Gaussian each, given the image's overall look.
 
-    forward: features (B, C_k, H_k, W_k) of three scales -> squared Mahalanobis distances divided by R,
+    forward: features (B, C_k, H_k, W_k) of three scales -> squared Mahalanobis distances divided by R_k,
     (B, H_k, W_k): near 1 where an image is like the good ones. Before `fit` they are those of a standard
-    normal distribution. Features count with the root of their size, which makes them less heavy-tailed,
-    averaged over `pool` x `pool` cells; of more than `most` channels so many random mixtures are kept.
+    normal distribution.
+
+    Features count with the root of their size, which makes them less heavy-tailed; at every scale together
+    with those of the finer scales, averaged into its cells; and averaged over pool x pool cells. Of more than
+    `most` channels so many random mixtures are kept, half as many more at each coarser scale, which has fewer
+    positions. The mean at a position is a linear function of the overall look: the first components of the
+    channels' means over the image, at most `context` of them and one for 80 images. So other light or another
+    make of surface is no defect at every position.
     """
 
-    def __init__(self, info: FeatureInfo, image_size: int, pool: int = 3, most: int = 100, seed: int = 0):
+    def __init__(
+        self,
+        info: FeatureInfo,
+        image_size: int,
+        pool: tuple = (3, 3, 5),
+        most: int = 100,
+        context: int = 8,
+        seed: int = 0,
+    ):
         super().__init__()
-        self.pool, self.scales = pool, len(info.channels)
+        self.scales = len(info.channels)
+        sides = [image_size // stride for stride in info.strides]
+        # no more than a third of a map: all positions would be one
+        self.pools = [min(p, max(3, side // 3 - 1 | 1)) for p, side in zip(pool, sides, strict=True)]
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("used", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("look_mean", torch.zeros(sum(info.channels)))
+        self.register_buffer("look", torch.zeros(sum(info.channels), context))
         rng = torch.Generator().manual_seed(seed)
-        for k, (channels, stride) in enumerate(zip(info.channels, info.strides, strict=True)):
-            side, kept = image_size // stride, min(channels, most)
+        for k, side in enumerate(sides):
+            channels = sum(info.channels[: k + 1])
+            kept = min(channels, most * (2 + k) // 2)
             if kept < channels:
                 mixture = torch.linalg.qr(torch.randn(channels, kept, generator=rng))[0]
                 self.register_buffer(f"mixture_{k}", mixture)
             self.register_buffer(f"mean_{k}", torch.zeros(kept, side, side))
+            self.register_buffer(f"slope_{k}", torch.zeros(side * side, kept, context))
             self.register_buffer(f"precision_{k}", torch.eye(kept).repeat(side * side, 1, 1))
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Features]) -> "PositionStatistics":
-        """Statistics of the features of all batches. Raises ValueError for fewer than three images."""
-        count, sums = 0, []
-        for features in batches:
-            values = [self.described(f, k) for k, f in enumerate(features)]
-            if not sums:
-                sums = [_Sums(v) for v in values]
-            for part, v in zip(sums, values, strict=True):
-                part.add(v)
-            count += len(values[0])
+    def fit(self, batches: Callable[[], Iterable[Features]]) -> "PositionStatistics":
+        """Statistics of the features of all batches, which are asked for twice: first for the overall look.
+
+        Raises ValueError for fewer than three images.
+        """
+        means = torch.cat([channel_means(features) for features in batches()] or [self.look_mean[None][:0]])
+        count = len(means)
         if count < 3:
             raise ValueError(
                 f"position_maps=True needs at least three training images, got {count}: add good images, "
                 "lower holdout, or set position_maps=False"
             )
-        self.count.fill_(count)
+        self.fit_look(means)
+        sums = []
+        for features in batches():
+            values, looks = self.described(features), self.overall(features)
+            sums = sums or [_Sums(v, looks.shape[1]) for v in values]
+            for part, v in zip(sums, values, strict=True):
+                part.add(v, looks)
         for k, part in enumerate(sums):
-            mean, covariance = part.moments(count)
+            mean, slope, covariance = part.moments(count, self.used.item())
             getattr(self, f"mean_{k}").copy_(mean)
+            getattr(self, f"slope_{k}").copy_(slope)
             spread = SHRINKAGE * covariance.diagonal(dim1=1, dim2=2).mean()
             ridge = (spread + 1e-12) * torch.eye(covariance.shape[1], device=covariance.device)
             factor = torch.linalg.cholesky(covariance + ridge)
             getattr(self, f"precision_{k}").copy_(torch.cholesky_inverse(factor))
         return self
 
+    def fit_look(self, means: Tensor):
+        """The overall look from the channel means (N, D) of all images: principal components, uncorrelated
+        and of variance 1 over these images, as many as the images allow."""
+        count, most = len(means), self.look.shape[1]
+        self.count.fill_(count)
+        self.look_mean.copy_(means.mean(0))
+        self.look.zero_()
+        off = means - self.look_mean
+        spread = off.std(0)
+        scale = spread + 1e-3 * spread.mean() + 1e-12
+        _, sizes, directions = torch.linalg.svd(off / scale, full_matrices=False)
+        used = min(most, count // IMAGES_PER_COMPONENT, int((sizes > 1e-3 * sizes[0]).sum()))
+        self.used.fill_(used)
+        weights = directions[:used].T / scale[:, None] * count**0.5 / sizes[:used]
+        self.look[:, :used] = weights
+
+    def overall(self, features: Features) -> Tensor:
+        """The overall look of images, (B, G), zero where it has fewer components."""
+        return (channel_means(features) - self.look_mean) @ self.look
+
     def forward(self, features: Features, own: Features | None = None) -> Features:
         """own: features of the *training* images that these images are, or were made from; each is then
         measured against the statistics of all training images but itself, as a new image would be."""
-        return tuple(self.distances(f, k, None if own is None else own[k]) for k, f in enumerate(features))
-
-    def distances(self, feature: Tensor, k: int, own: Tensor | None = None) -> Tensor:
-        """Of scale k: (B, C_k, H_k, W_k) -> (B, H_k, W_k), in single precision."""
-        kind = "cpu" if feature.is_meta else feature.device.type  # autocast does not know meta
+        kind = "cpu" if features[0].is_meta else features[0].device.type  # autocast does not know meta
         with torch.autocast(kind, enabled=False):
-            return self._distances(feature, k, own)
+            looks, values = self.overall(features), self.described(features)
+            if own is None:
+                return tuple(self._distances(v, k, looks) for k, v in enumerate(values))
+            left_out = (self.described(own), self.overall(own))
+            return tuple(
+                self._distances(v, k, looks, (left_out[0][k], left_out[1])) for k, v in enumerate(values)
+            )
 
-    def _distances(self, feature: Tensor, k: int, own: Tensor | None) -> Tensor:
-        batch, _, height, width = feature.shape
-        precision = getattr(self, f"precision_{k}")
+    def _distances(self, values: Tensor, k: int, looks: Tensor, own: tuple | None = None) -> Tensor:
+        """Of scale k: described features (B, R, H, W), overall look (B, G) and both of the images to leave
+        out -> (B, H, W)."""
+        batch, _, height, width = values.shape
+        precision, off = getattr(self, f"precision_{k}"), self._off_mean(values, k, looks)
         if own is None:
-            off = self._off_mean(feature, k)
             squared = (off * (precision @ off)).sum(1)
-        else:  # Sherman and Morrison: the precision without one image, from that with it
-            n, of_own = self.count.to(precision.dtype), self._off_mean(own, k)
-            off = self._off_mean(feature, k) + of_own / (n - 1)
-            weighted, share = precision @ of_own, n / (n - 1).square()
+        else:
+            # a regression without one image, from that with it: residuals by their leverage, and the
+            # precision by Sherman and Morrison
+            n = self.count.to(precision.dtype)
+            free = n - 1 - self.used.to(precision.dtype)
+            of_own = self._off_mean(own[0], k, own[1])
+            leverage, cross = ((1 + (look * own[1]).sum(1)) / n for look in (own[1], looks))
+            off = off + of_own * (cross / (1 - leverage))
+            weighted, share = precision @ of_own, 1 / ((1 - leverage) * free)
             left = (1 - share * (of_own * weighted).sum(1)).clamp(min=1e-4)
             squared = (off * (precision @ off)).sum(1) + share * (off * weighted).sum(1).square() / left
-            squared = squared * (n - 2) / (n - 1)
+            squared = squared * (free - 1) / free
         return (squared / precision.shape[1]).view(height, width, batch).permute(2, 0, 1)
 
-    def described(self, feature: Tensor, k: int) -> Tensor:
-        """What the statistics are about: (B, C_k, H_k, W_k) -> (B, R, H_k, W_k)."""
-        values = feature.float()
-        values = values.sign() * values.abs().sqrt()
-        if self.pool > 1:
-            values = F.avg_pool2d(values, self.pool, 1, self.pool // 2, count_include_pad=False)
-        mixture = getattr(self, f"mixture_{k}", None)
-        return values if mixture is None else torch.einsum("bchw,cr->brhw", values, mixture)
+    def described(self, features: Features) -> list[Tensor]:
+        """What the statistics are about, of every scale: (B, C_k, H_k, W_k) -> (B, R_k, H_k, W_k)."""
+        found, finer = [], None
+        for k, feature in enumerate(features):
+            values = signed_roots(feature)
+            if finer is not None:
+                values = torch.cat((F.adaptive_avg_pool2d(finer, values.shape[2:]), values), dim=1)
+            finer, pool = values, self.pools[k]
+            if pool > 1:
+                values = F.avg_pool2d(values, pool, 1, pool // 2, count_include_pad=False)
+            mixture = getattr(self, f"mixture_{k}", None)
+            found.append(values if mixture is None else torch.einsum("bchw,cr->brhw", values, mixture))
+        return found
 
-    def _off_mean(self, feature: Tensor, k: int) -> Tensor:
-        """Distance from the mean, position by position: (H_k W_k, R, B)."""
-        return (self.described(feature, k) - getattr(self, f"mean_{k}")).flatten(2).permute(2, 1, 0)
+    def _off_mean(self, values: Tensor, k: int, looks: Tensor) -> Tensor:
+        """Distance from the mean of images of that look, position by position: (H_k W_k, R_k, B)."""
+        off = (values - getattr(self, f"mean_{k}")).flatten(2).permute(2, 1, 0)
+        return off - getattr(self, f"slope_{k}") @ looks.T
+
+
+def signed_roots(feature: Tensor) -> Tensor:
+    """Numbers with the root of their size, in single precision."""
+    values = feature.float()
+    return values.sign() * values.abs().sqrt()
+
+
+def channel_means(features: Features) -> Tensor:
+    """Mean signed root of every channel over the image, all scales: (B, D)."""
+    return torch.cat([signed_roots(f).mean((2, 3)) for f in features], dim=1)
 
 
 class _Sums:
-    """Sums of values (B, R, H, W) and of their products, from a first guess of the mean on: without it the
-    difference of large sums would be all rounding."""
+    """Sums of values (B, R, H, W), of their products with each other and with the looks (B, G), from a first
+    guess of the mean on: without it the difference of large sums would be all rounding."""
 
-    def __init__(self, values: Tensor):
+    def __init__(self, values: Tensor, components: int):
         self.guess = values.mean(0)
         self.total = torch.zeros_like(self.guess)
         positions, kept = self.guess[0].numel(), len(self.guess)
         self.products = values.new_zeros(positions, kept, kept)
+        self.with_looks = values.new_zeros(positions, kept, components)
 
-    def add(self, values: Tensor):
+    def add(self, values: Tensor, looks: Tensor):
         off = values - self.guess
         self.total += off.sum(0)
         off = off.flatten(2).permute(2, 1, 0)  # H W, R, B
         self.products.baddbmm_(off, off.transpose(1, 2))
+        self.with_looks += off @ looks
 
-    def moments(self, count: int) -> tuple[Tensor, Tensor]:
-        """Mean (R, H, W) and covariance (H W, R, R)."""
+    def moments(self, count: int, components: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (R, H, W); slope (H W, R, G) of the regression on the looks, whose mean is 0 and whose
+        covariance is the unit matrix; covariance (H W, R, R) of what that leaves."""
         off = self.total.flatten(1).T[..., None]  # H W, R, 1
-        covariance = (self.products - off @ off.transpose(1, 2) / count) / (count - 1)
-        return self.guess + self.total / count, covariance
+        slope = self.with_looks / count
+        left = self.products - off @ off.transpose(1, 2) / count - count * slope @ slope.transpose(1, 2)
+        return self.guess + self.total / count, slope, left / max(count - 1 - components, 1)
 
 
 @torch.no_grad()
@@ -147,5 +224,10 @@ def build_position(config: Config, info: FeatureInfo) -> PositionStatistics | No
     if not config.position_maps:
         return None
     return PositionStatistics(
-        info, config.image_size, config.position_pool, config.position_channels, config.seed
+        info,
+        config.image_size,
+        config.position_pool,
+        config.position_channels,
+        config.position_context,
+        config.seed,
     )

@@ -38,10 +38,16 @@ def test_image_operations_are_those_of_convolutions_and_of_the_positions_product
             layer.register_forward_hook(count)
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
-    for wide, stride in zip(*model.teacher.info[:2], strict=True):
-        kept = min(wide, channels)
-        products = kept * kept + (wide * kept if kept < wide else 0)  # with the precision and the mixture
-        counted.append(2 * (64 // stride) ** 2 * products * (channels > 0))
+    if channels:
+        widths, looks = model.teacher.info.channels, 8
+        counted.append(2 * sum(widths) * looks)  # the overall look
+        for k, stride in enumerate(model.teacher.info.strides):
+            wide = sum(widths[: k + 1])
+            kept = min(wide, channels * (2 + k) // 2)
+            products = kept * (kept + looks) + (
+                wide * kept if kept < wide else 0
+            )  # precision, slope, mixture
+            counted.append(2 * (64 // stride) ** 2 * products)  # precision, slope, mixture
     assert image_operations(config) == sum(counted)
 
 

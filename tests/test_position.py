@@ -29,44 +29,107 @@ def good(count: int, seed: int = 0, info: FeatureInfo = INFO):
 
 
 def fitted(features, parts: int = 1, info: FeatureInfo = INFO, **options) -> PositionStatistics:
-    batches = zip(*(f.tensor_split(parts) for f in features), strict=True)
-    return PositionStatistics(info, 32, **options).fit(batches)
+    return PositionStatistics(info, 32, **options).fit(
+        lambda: zip(*(f.tensor_split(parts) for f in features), strict=True)
+    )
 
 
-def described(feature, pool: int) -> np.ndarray:
-    """Signed roots, each averaged with those of its neighbours inside the image, in double precision."""
-    values = feature.double().numpy()
-    values, far = np.sign(values) * np.sqrt(np.abs(values)), pool // 2
-    pooled = np.empty_like(values)
+def pooled(values: np.ndarray, pool: int) -> np.ndarray:
+    """Values, each averaged with those of its neighbours inside the image."""
+    far, found = pool // 2, np.empty_like(values)
     for y, x in np.ndindex(values.shape[2:]):
         around = values[:, :, max(0, y - far) : y + far + 1, max(0, x - far) : x + far + 1]
-        pooled[:, :, y, x] = around.mean((2, 3))
-    return pooled
+        found[:, :, y, x] = around.mean((2, 3))
+    return found
 
 
-def mahalanobis(values: np.ndarray, known: np.ndarray, ridge: float) -> np.ndarray:
-    """Of values (B, R, H, W) to the mean and covariance of known ones at every position, over R."""
+def described(features, pools=(3, 3, 3)) -> list[np.ndarray]:
+    """Signed roots, with those of the finer scales averaged into cells, pooled; in double precision."""
+    found, finer = [], None
+    for feature, pool in zip(features, pools, strict=True):
+        values = feature.double().numpy()
+        values = np.sign(values) * np.sqrt(np.abs(values))
+        if finer is not None:
+            cells = finer.reshape(*finer.shape[:2], finer.shape[2] // 2, 2, finer.shape[3] // 2, 2)
+            values = np.concatenate((cells.mean((3, 5)), values), axis=1)
+        finer = values
+        found.append(pooled(values, pool))
+    return found
+
+
+def channel_means(features) -> np.ndarray:
+    """Means of all channels' signed roots over the image, (B, D)."""
+    return np.concatenate([d.mean((2, 3)) for d in map(signed_roots, features)], axis=1)
+
+
+def signed_roots(feature) -> np.ndarray:
+    values = feature.double().numpy()
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def looks_of(new, known, used: int) -> np.ndarray:
+    """The first principal components of the standardised channel means, by their covariance's eigenvectors,
+    which fixes them up to their signs and scale; (B, used)."""
+    means = channel_means(known)
+    spread = means.std(0, ddof=1)
+    scale = spread + 1e-3 * spread.mean()
+    values, vectors = np.linalg.eigh(np.cov((means - means.mean(0)) / scale, rowvar=False))
+    return (channel_means(new) - means.mean(0)) / scale @ vectors[:, np.argsort(-values)[:used]]
+
+
+def mahalanobis(values, known, ridge: float, looks=None, known_looks=None) -> np.ndarray:
+    """Of values (B, R, H, W), at every position, to the mean that known ones have, as a linear function of
+    the looks where there are some, and to the covariance of what that leaves; over R."""
     found = np.empty((len(values), *values.shape[2:]))
+    new, old = (np.ones((len(v), 1)) for v in (values, known))
+    if looks is not None:
+        new, old = np.hstack((new, looks)), np.hstack((old, known_looks))
     for y, x in np.ndindex(values.shape[2:]):
         here = known[:, :, y, x]
-        off = values[:, :, y, x] - here.mean(0)
-        covariance = np.cov(here, rowvar=False) + ridge * np.eye(here.shape[1])
+        weights = np.linalg.lstsq(old, here, rcond=None)[0]
+        left, off = here - old @ weights, values[:, :, y, x] - new @ weights
+        covariance = left.T @ left / (len(left) - old.shape[1]) + ridge * np.eye(here.shape[1])
         found[:, y, x] = (off * np.linalg.solve(covariance, off.T).T).sum(1) / here.shape[1]
     return found
+
+
+def ridge_of(known: np.ndarray, known_looks=None) -> float:
+    """3 % of the mean variance that is left at the positions."""
+    old = np.ones((len(known), 1))
+    old = old if known_looks is None else np.hstack((old, known_looks))
+    flat = known.reshape(len(known), -1)
+    left = flat - old @ np.linalg.lstsq(old, flat, rcond=None)[0]
+    return 0.03 * (left**2).sum(0).mean() / (len(left) - old.shape[1])
+
+
+@pytest.fixture
+def two_components(monkeypatch):
+    """Statistics of 30 images depend on two components of their look."""
+    monkeypatch.setattr(position, "IMAGES_PER_COMPONENT", 12)
 
 
 # ---- statistics of positions ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", [1, 3])
-def test_distances_are_those_of_numpys_means_and_covariances(pool):
+@pytest.mark.parametrize("pools", [(1, 1, 1), (3, 3, 3)])
+def test_distances_are_those_of_numpys_means_and_covariances(pools):
     known, new = good(30), good(4, seed=1)
-    found = fitted(known, 4, pool=pool)(new)
-    for distance, f, n in zip(found, known, new, strict=True):
-        values = described(f, pool)
-        ridge = 0.03 * values.var(0, ddof=1).mean()
-        expected = mahalanobis(described(n, pool), values, ridge)
+    found = fitted(known, 4, pool=pools)(new)
+    for distance, of_known, of_new in zip(found, described(known, pools), described(new, pools), strict=True):
+        expected = mahalanobis(of_new, of_known, ridge_of(of_known))
         np.testing.assert_allclose(distance.numpy(), expected, rtol=1e-3)
+
+
+def test_with_a_look_they_are_those_of_numpys_regressions(two_components):
+    known, new = good(30), good(4, seed=1)
+    statistics = fitted(known, 4)
+    assert statistics.used == 2
+    old_looks, looks = looks_of(known, known, 2), looks_of(new, known, 2)
+    overall = statistics.overall(known)
+    torch.testing.assert_close(overall.T @ overall / 30, torch.diag(torch.tensor([1.0] * 2 + [0.0] * 6)))
+    for distance, of_known, of_new in zip(statistics(new), described(known), described(new), strict=True):
+        expected = mahalanobis(of_new, of_known, ridge_of(of_known, old_looks), looks, old_looks)
+        np.testing.assert_allclose(distance.numpy(), expected, rtol=2e-3)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.03])
@@ -77,12 +140,28 @@ def test_an_image_left_out_is_as_if_never_seen(shrinkage, monkeypatch):
     whole = fitted(known)
     for view in (known, changed):  # the images themselves, and other ones made from them
         found = whole(view, own=known)
-        for k, (f, v) in enumerate(zip(known, view, strict=True)):
-            values, of_view = described(f, 3), described(v, 3)
-            ridge = 23 / 22 * shrinkage * values.var(0, ddof=1).mean()
+        for k, (values, of_view) in enumerate(zip(described(known), described(view), strict=True)):
+            ridge = 23 / 22 * shrinkage / 0.03 * ridge_of(values)
             for i in (0, 9, 23):
                 expected = mahalanobis(of_view[i : i + 1], np.delete(values, i, axis=0), ridge)
-                np.testing.assert_allclose(found[k][i : i + 1].numpy(), expected, rtol=2e-3)
+                np.testing.assert_allclose(found[k][i : i + 1].numpy(), expected, rtol=5e-3)
+
+
+def test_an_image_left_out_of_a_regression_is_as_if_never_seen(two_components):
+    """The components themselves are those of all images."""
+    known, changed = good(30), good(30, seed=1)
+    whole = fitted(known)
+    looks = looks_of(known, known, 2)
+    for view in (known, changed):
+        found, of_view_looks = whole(view, own=known), looks_of(view, known, 2)
+        for k, (values, of_view) in enumerate(zip(described(known), described(view), strict=True)):
+            ridge = 27 / 26 * ridge_of(values, looks)
+            for i in (0, 9, 23):
+                others = [np.delete(part, i, axis=0) for part in (values, looks)]
+                expected = mahalanobis(
+                    of_view[i : i + 1], others[0], ridge, of_view_looks[i : i + 1], others[1]
+                )
+                np.testing.assert_allclose(found[k][i : i + 1].numpy(), expected, rtol=5e-3)
 
 
 def test_without_a_ridge_leaving_out_equals_fitting_the_others(monkeypatch):
@@ -91,71 +170,99 @@ def test_without_a_ridge_leaving_out_equals_fitting_the_others(monkeypatch):
     found = fitted(known)(known, own=known)
     others = fitted(tuple(f[1:] for f in known))(tuple(f[:1] for f in known))
     for one, other in zip(found, others, strict=True):
-        torch.testing.assert_close(one[:1], other, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(one[:1], other, rtol=5e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("pool, near", [(1, 0.05), (3, 0.1)])  # the ridge lowers it
+@pytest.mark.parametrize("pool, near", [(1, 0.05), (3, 0.12)])  # the ridge lowers it
 def test_new_normal_images_are_near_one_and_odd_ones_are_not(pool, near):
     rng = torch.Generator().manual_seed(0)
     known, new = (tuple(torch.randn(f.shape, generator=rng) for f in good(400)) for _ in range(2))
-    statistics = fitted(known, 8, pool=pool)
+    statistics = fitted(known, 8, pool=(pool,) * 3, context=0)
     for distance, off in zip(statistics(new), statistics(tuple(9 * f for f in new)), strict=True):
         assert distance.mean().item() == pytest.approx(1, abs=near)
         torch.testing.assert_close(off.mean(), 9 * distance.mean(), rtol=0.05, atol=0)  # as roots count
 
 
+def test_another_light_is_no_defect_where_images_differ_in_light():
+    """Features that rise and fall together over the whole image, by as much in new images; and in one of
+    those at one position only."""
+    rng = torch.Generator().manual_seed(0)
+    side = (8, 4, 2)
+
+    def lit(count: int):
+        light = 1 + torch.rand(count, 1, 1, 1, generator=rng)
+        noise = (torch.randn(count, 3, s, s, generator=rng) for s in side)
+        return tuple((4 * light + 0.2 * n).square() for n in noise)
+
+    info = INFO._replace(channels=(3, 3, 3))
+    known, new = lit(160), lit(20)
+    aware, blind = (fitted(known, info=info, pool=(1, 1, 1), context=c) for c in (1, 0))
+    odd = tuple(f.clone() for f in new)
+    odd[0][:, :, 3, 3] = 36 + 36 - odd[0][:, :, 3, 3]  # the light that others of them have
+    for statistics, tells in ((aware, True), (blind, False)):
+        distance = statistics(odd)[0]
+        share = (distance[:, 3, 3] > distance.flatten(1).median(1).values * 5).float().mean()
+        assert (share > 0.8) == tells
+
+
 def test_before_they_are_fitted_they_are_of_a_standard_normal_distribution():
     new = good(2)
-    for distance, n in zip(PositionStatistics(INFO, 32, pool=1)(new), new, strict=True):
-        torch.testing.assert_close(distance, n.abs().mean(1))  # squares of roots
+    statistics = PositionStatistics(INFO, 32, pool=(1, 1, 1))
+    for distance, values in zip(statistics(new), described(new, (1, 1, 1)), strict=True):
+        np.testing.assert_allclose(distance.numpy(), (values**2).mean(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("parts", [2, 7, 30])
-def test_the_batch_size_changes_nothing(parts):
+def test_the_batch_size_changes_nothing(parts, two_components):
     known = good(30)
     at_once, in_parts = fitted(known), fitted(known, parts)
-    for name, values in at_once.state_dict().items():
-        torch.testing.assert_close(in_parts.state_dict()[name], values, rtol=1e-3, atol=1e-4)
     for own in (None, known):
         whole = at_once(known, own)
+        for one, other in zip(in_parts(known, own), whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=5e-3, atol=1e-3)
         single = at_once(tuple(f[3:4] for f in known), own and tuple(f[3:4] for f in own))
         for one, all_of_them in zip(single, whole, strict=True):
-            torch.testing.assert_close(one, all_of_them[3:4], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(one, all_of_them[3:4], rtol=1e-3, atol=1e-4)
 
 
 def test_only_the_position_itself_counts():
     known, new = good(30), good(1, seed=1)
-    statistics = fitted(known, pool=1)
-    changed = tuple(f.clone() for f in new)
-    for f in changed:
-        f[..., 1, 0] += 50
-    for before, after in zip(statistics(new), statistics(changed), strict=True):
+    statistics = fitted(known, pool=(1, 1, 1))
+    changed = new[0].clone()
+    changed[..., 3, 0] += 50
+    for k, (before, after) in enumerate(zip(statistics(new), statistics((changed, *new[1:])), strict=True)):
         differs = torch.zeros_like(before, dtype=torch.bool)
-        differs[:, 1, 0] = True
+        differs[:, 3 >> k, 0] = True  # the cells that the changed one lies in
         assert torch.equal(before != after, differs)
 
 
 def test_wide_features_are_mixed_orthonormally_and_the_same_by_seed():
     kept = PositionStatistics(INFO, 32, most=4, seed=3)
     again, other = (PositionStatistics(INFO, 32, most=4, seed=s) for s in (3, 4))
-    for k in (0, 1):
+    for k, (channels, left) in enumerate(((5, 4), (12, 6), (15, 8))):
         mixture = getattr(kept, f"mixture_{k}")
-        assert mixture.shape == (INFO.channels[k], 4)
-        torch.testing.assert_close(mixture.T @ mixture, torch.eye(4))
+        assert mixture.shape == (channels, left)
+        torch.testing.assert_close(mixture.T @ mixture, torch.eye(left))
         assert torch.equal(mixture, getattr(again, f"mixture_{k}"))
         assert not torch.equal(mixture, getattr(other, f"mixture_{k}"))
-    assert not hasattr(kept, "mixture_2")  # three channels are fewer than four
-    assert kept.mean_2.shape == (3, 2, 2)
+    some = PositionStatistics(INFO, 32, most=8)
+    assert [hasattr(some, f"mixture_{k}") for k in range(3)] == [False, False, False]  # 8, 12, 16
 
 
 def test_distances_of_mixed_features():
     known, new = good(30), good(4, seed=1)
     statistics = fitted(known, most=4)
-    mixed = [
-        np.einsum("bchw,cr->brhw", described(f[1], 3), statistics.mixture_1.numpy()) for f in (known, new)
-    ]
-    expected = mahalanobis(mixed[1], mixed[0], 0.03 * mixed[0].var(0, ddof=1).mean())
+    mixture = statistics.mixture_1.numpy()
+    mixed = [np.einsum("bchw,cr->brhw", described(f)[1], mixture) for f in (known, new)]
+    expected = mahalanobis(mixed[1], mixed[0], ridge_of(mixed[0]))
     np.testing.assert_allclose(statistics(new)[1].numpy(), expected, rtol=1e-3)
+
+
+def test_pools_are_at_most_a_third_of_a_map():
+    sizes = {32: [3, 3, 3], 128: [5, 5, 3], 256: [5, 5, 5], 512: [5, 5, 5]}
+    for size, pools in sizes.items():
+        assert PositionStatistics(INFO, size, pool=(5, 5, 5)).pools == pools
+    assert PositionStatistics(INFO, 64, pool=(1, 3, 7)).pools == [1, 3, 3]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -165,9 +272,10 @@ def test_too_few_images_are_refused(count):
     assert fitted(good(3))(good(1))[0].isfinite().all()
 
 
-def test_images_that_are_all_the_same():
+@pytest.mark.parametrize("count", [5, 170])  # without and with components of the look
+def test_images_that_are_all_the_same(count):
     """No variance anywhere: the mean is known, and anything else is far."""
-    same = tuple(f.expand(5, -1, -1, -1) for f in good(1))
+    same = tuple(f.expand(count, -1, -1, -1) for f in good(1))
     statistics = fitted(same)
     for own in (None, same):
         assert all(d.isfinite().all() and d.max() < 1 for d in statistics(same, own))
@@ -231,7 +339,7 @@ def flat(*values: float) -> tuple[torch.Tensor, ...]:
 
 
 def test_levels_and_what_is_explained_by_hand():
-    calibration = Calibration(("normality", "position"), scales=2)
+    calibration = Calibration(("normality", "position"), scales=2, relative=0.0)
     calibration.observe(flat(0.18, 0.48, 0.95, 1.95), usual=flat(0.6, 0.64))
     expected = [math.log(v) for v in (0.2, 0.5, 1.0, 2.0)]
     torch.testing.assert_close(calibration.level, torch.tensor(expected))
@@ -276,10 +384,11 @@ def test_shares_average_one_and_branches_together_weigh_as_positions(kinds, of_k
         calibration.observe(flat(*[0.2] * 3 * len(kinds)), usual=flat(0.9, 0.5, 0.25))
 
 
-def test_calibrated_maps_by_brute_force():
+@pytest.mark.parametrize("relative", [0.0, 0.4])
+def test_calibrated_maps_by_brute_force(relative):
     rng = torch.Generator().manual_seed(0)
     maps = tuple(torch.rand(2, side, side, generator=rng) for _ in range(2) for side in (8, 4))
-    calibration = Calibration(("abnormality", "position"), scales=2)
+    calibration = Calibration(("abnormality", "position"), scales=2, relative=relative)
     calibration.observe(maps, usual=tuple(3 * m for m in maps[:2]), share=0.5)
     new = tuple(2 * m + 0.1 for m in maps)
     found = calibration(tuple(m.requires_grad_() for m in new))
@@ -287,13 +396,16 @@ def test_calibrated_maps_by_brute_force():
     assert not found.requires_grad
     shares, floors = calibration.shares(), (0.02, 0.02, 0.05, 0.05)
     for k, (m, f) in enumerate(zip(new, floors, strict=True)):
-        enlarged = torch.nn.functional.interpolate(m[:, None], (8, 8), mode="bilinear")[:, 0]
-        expected = shares[k] * ((enlarged + f) / calibration.level[k].exp()).log()
+        logs = (m + f).log()
+        own = [sorted(one.flatten().tolist())[one.numel() // 4 - 1] for one in logs]
+        logs = logs - relative * torch.tensor(own)[:, None, None]
+        enlarged = torch.nn.functional.interpolate(logs[:, None], (8, 8), mode="bilinear")[:, 0]
+        expected = shares[k] * (enlarged - calibration.level[k])
         torch.testing.assert_close(found[:, k], expected.detach())
 
 
 def test_good_images_are_at_zero_and_one_is_e_times_as_far():
-    calibration = Calibration(("normality", "position"), scales=1)
+    calibration = Calibration(("normality", "position"), scales=1, relative=0.0)
     usual, far = (
         tuple(torch.full((1, 4, 4), times * (0.3 + floor) - floor) for floor in (0.02, 0.05))
         for times in (1, math.e)
@@ -303,11 +415,26 @@ def test_good_images_are_at_zero_and_one_is_e_times_as_far():
     torch.testing.assert_close(calibration(far), torch.ones(1, 2, 4, 4))
 
 
+def test_what_is_unusual_everywhere_counts_less_and_where_it_is_stays():
+    """All distances of an image times e^2, and one row's once more: by the share the former count less."""
+    calibration = Calibration(("position",), scales=1, relative=0.5)
+    usual = torch.full((1, 8, 8), 0.95)
+    calibration.observe((usual,))
+    torch.testing.assert_close(calibration((usual,)), torch.zeros(1, 1, 8, 8))
+    everywhere = math.e**2 * (usual + 0.05) - 0.05
+    torch.testing.assert_close(calibration((everywhere,)), torch.ones(1, 1, 8, 8))
+    row = everywhere.clone()
+    row[:, 2] = math.e**2 * (row[:, 2] + 0.05) - 0.05
+    expected = torch.ones(1, 1, 8, 8)
+    expected[:, :, 2] += 2
+    torch.testing.assert_close(calibration((row,)), expected)
+
+
 def test_blended_scores_by_hand():
     calibration = Calibration(("normality", "position"))
     calibration.observe_maxima(torch.tensor([[-4.0, 2.0], [-2.0, 1.0], [-3.0, 3.0]]))  # means -3, 2
-    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.3], [-4.5, 5.0]])
-    expected = torch.tensor([-3.0, -2.0, -2.9, -3.0]).sigmoid()  # two thirds and one third above the means
+    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.5], [-5.0, 5.0]])
+    expected = torch.tensor([-3.0, -2.1, -2.8, -3.0]).sigmoid()  # three fifths and two fifths above the means
     torch.testing.assert_close(calibration.blend(maxima), expected)
 
 
@@ -317,7 +444,9 @@ def test_blended_scores_by_hand():
 @pytest.mark.parametrize("changes", [{}, {"position_channels": 40, "fusion_scales": "equal"}])
 def test_levels_of_held_out_images_center_the_maps(changes):
     """Levels are the mean of logarithms over the images that `calibrate` was given, in whole batches."""
-    model = build_model(tiny_config(**changes), build_teacher("test_resnet", "random")).eval()
+    model = build_model(
+        tiny_config(fusion_relative=0.0, **changes), build_teacher("test_resnet", "random")
+    ).eval()
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     model.calibrate(images.split(2))
     with torch.no_grad():
@@ -336,7 +465,7 @@ def test_a_fitted_model_saved_and_loaded_gives_the_same(tmp_path):
     images = torch.randint(0, 256, (9, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     features = list(model.teacher.stream(images[:6]))
     set_prior(model.student, mean_features(features))
-    model.position.fit(features)
+    model.position.fit(lambda: features)
     detector = Detector.calibrated(model, images[6:])
     loaded = Detector.load(detector.save(tmp_path), "cpu")
     assert loaded.threshold == detector.threshold
