@@ -9,6 +9,7 @@ of them that are kept, G components of an image's overall look.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -119,36 +120,46 @@ class PositionStatistics(nn.Module):
     def forward(self, features: Features, own: Features | None = None) -> Features:
         """own: features of the *training* images that these images are, or were made from; each is then
         measured against the statistics of all training images but itself, as a new image would be."""
-        kind = "cpu" if features[0].is_meta else features[0].device.type  # autocast does not know meta
-        with torch.autocast(kind, enabled=False):
-            looks, values = self.overall(features), self.described(features)
-            if own is None:
-                return tuple(self._distances(v, k, looks) for k, v in enumerate(values))
-            left_out = (self.described(own), self.overall(own))
-            return tuple(
-                self._distances(v, k, looks, (left_out[0][k], left_out[1])) for k, v in enumerate(values)
-            )
+        return self.of_views([features], own)[0]
 
-    def _distances(self, values: Tensor, k: int, looks: Tensor, own: tuple | None = None) -> Tensor:
-        """Of scale k: described features (B, R, H, W), overall look (B, G) and both of the images to leave
-        out -> (B, H, W)."""
-        batch, _, height, width = values.shape
-        precision, off = getattr(self, f"precision_{k}"), self._off_mean(values, k, looks)
+    def of_views(self, views: list[Features], own: Features | None = None) -> list[Features]:
+        """What `forward` gives of each of several views of the same images, with less work: what they share
+        is computed once."""
+        kind = "cpu" if views[0][0].is_meta else views[0][0].device.type  # autocast does not know meta
+        with torch.autocast(kind, enabled=False):
+            seen = [self._look_at(view) for view in views]
+            of_own = None
+            if own is not None:
+                same = [s for s, view in zip(seen, views, strict=True) if view is own]
+                of_own = same[0] if same else self._look_at(own)
+            scales = [self._distances(k, seen, of_own) for k in range(self.scales)]
+        return list(zip(*scales, strict=True))
+
+    def _look_at(self, features: Features) -> "_Seen":
+        return _Seen(self.described(features), self.overall(features))
+
+    def _distances(self, k: int, seen: list["_Seen"], own: "_Seen | None") -> list[Tensor]:
+        """Of scale k and each view: (B, H, W)."""
+        batch, _, height, width = seen[0].values[k].shape
+        precision, offs = getattr(self, f"precision_{k}"), [self._off_mean(s, k) for s in seen]
         if own is None:
-            squared = (off * (precision @ off)).sum(1)
+            squares = [(off * (precision @ off)).sum(1) for off in offs]
         else:
             # a regression without one image, from that with it: residuals by their leverage, and the
             # precision by Sherman and Morrison
             n = self.count.to(precision.dtype)
             free = n - 1 - self.used.to(precision.dtype)
-            of_own = self._off_mean(own[0], k, own[1])
-            leverage, cross = ((1 + (look * own[1]).sum(1)) / n for look in (own[1], looks))
-            off = off + of_own * (cross / (1 - leverage))
-            weighted, share = precision @ of_own, 1 / ((1 - leverage) * free)
-            left = (1 - share * (of_own * weighted).sum(1)).clamp(min=1e-4)
-            squared = (off * (precision @ off)).sum(1) + share * (off * weighted).sum(1).square() / left
-            squared = squared * (free - 1) / free
-        return (squared / precision.shape[1]).view(height, width, batch).permute(2, 0, 1)
+            of_own = self._off_mean(own, k)
+            leverage, *crossed = ((1 + (s.looks * own.looks).sum(1)) / n for s in (own, *seen))
+            offs = [off + of_own * (c / (1 - leverage)) for off, c in zip(offs, crossed, strict=True)]
+            products = (precision @ torch.cat((of_own, *offs), dim=2)).split(batch, dim=2)
+            share = 1 / ((1 - leverage) * free)
+            left = (1 - share * (of_own * products[0]).sum(1)).clamp(min=1e-4)
+            squares = [
+                ((off * w).sum(1) + share * (of_own * w).sum(1).square() / left) * ((free - 1) / free)
+                for off, w in zip(offs, products[1:], strict=True)
+            ]
+        return [(q / precision.shape[1]).view(height, width, batch).permute(2, 0, 1) for q in squares]
 
     def described(self, features: Features) -> list[Tensor]:
         """What the statistics are about, of every scale: (B, C_k, H_k, W_k) -> (B, R_k, H_k, W_k)."""
@@ -164,10 +175,19 @@ class PositionStatistics(nn.Module):
             found.append(values if mixture is None else torch.einsum("bchw,cr->brhw", values, mixture))
         return found
 
-    def _off_mean(self, values: Tensor, k: int, looks: Tensor) -> Tensor:
+    def _off_mean(self, seen: "_Seen", k: int) -> Tensor:
         """Distance from the mean of images of that look, position by position: (H_k W_k, R_k, B)."""
-        off = (values - getattr(self, f"mean_{k}")).flatten(2).permute(2, 1, 0)
-        return off - getattr(self, f"slope_{k}") @ looks.T
+        off = (seen.values[k] - getattr(self, f"mean_{k}")).flatten(2).permute(2, 1, 0)
+        return torch.baddbmm(
+            off.contiguous(), getattr(self, f"slope_{k}"), -seen.looks.T.expand(len(off), -1, -1)
+        )
+
+
+class _Seen(NamedTuple):
+    """Images as the statistics see them: described features of every scale, overall look (B, G)."""
+
+    values: list[Tensor]
+    looks: Tensor
 
 
 def signed_roots(feature: Tensor) -> Tensor:

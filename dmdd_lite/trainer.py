@@ -151,7 +151,8 @@ class Trainer:
         views = [view.maps for view in found]
         if model.position is not None:
             own = None if self.config.illumination else teacher[0]  # in other light it is another image
-            views = [(*maps, *model.position(f, own)) for maps, f in zip(views, teacher, strict=True)]
+            positions = model.position.of_views(teacher, own)
+            views = [(*maps, *of_view) for maps, of_view in zip(views, positions, strict=True)]
         first = self.iteration == math.ceil(self.config.fusion_start * self.config.iterations)
         usual = usual_distances(model.student, teacher[0])
         model.calibration.observe(views[0], usual, 1.0 if first else LEVEL_SHARE)

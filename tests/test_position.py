@@ -164,6 +164,15 @@ def test_an_image_left_out_of_a_regression_is_as_if_never_seen(two_components):
                 np.testing.assert_allclose(found[k][i : i + 1].numpy(), expected, rtol=5e-3)
 
 
+def test_views_together_are_as_each_alone(two_components):
+    known, changed = good(30), good(30, seed=1)
+    statistics = fitted(known)
+    for own in (None, known, good(30, seed=2)):
+        for together, view in zip(statistics.of_views([known, changed], own), (known, changed), strict=True):
+            for one, other in zip(together, statistics(view, own), strict=True):
+                torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
+
+
 def test_without_a_ridge_leaving_out_equals_fitting_the_others(monkeypatch):
     monkeypatch.setattr(position, "SHRINKAGE", 0.0)
     known = good(24)
