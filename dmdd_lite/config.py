@@ -121,7 +121,7 @@ class Config:
     position_context: int = option(
         8,
         "ours",
-        "most components of an image's overall look, one for 80 training images, that its usual features "
+        "most components of an image's overall look, one per 80 training images, that its usual features "
         "may depend on; 0 = the same mean for every image (PaDiM)",
         low=0,
         high=64,

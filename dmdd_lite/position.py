@@ -34,7 +34,7 @@ class PositionStatistics(nn.Module):
     with those of the finer scales, averaged into its cells; and averaged over pool x pool cells. Of more than
     `most` channels so many random mixtures are kept, half as many more at each coarser scale, which has fewer
     positions. The mean at a position is a linear function of the overall look: the first components of the
-    channels' means over the image, at most `context` of them and one for 80 images. So other light or another
+    channels' means over the image, at most `context` of them and one per 80 images. So other light or another
     make of surface is no defect at every position.
     """
 
