@@ -226,7 +226,8 @@ def test_either_view_has_its_own_batch_statistics(root):
 
 
 def test_the_fusion_learns_on_maps_of_images_as_if_they_were_new(root):
-    trainer = make_trainer(root, tiny_config(fusion_start=0.0))
+    """With fewer channels than images: with more, rounding counts in what is left out."""
+    trainer = make_trainer(root, tiny_config(fusion_start=0.0, position_channels=2))
     pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
     seen = []
     trainer.model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
