@@ -6,8 +6,10 @@ practice of RD4AD, RD++, DRAEM, DeSTSeg; [ours] our own decision.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from .options import check, coerce, option
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
 
@@ -18,14 +20,6 @@ NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
 def published_iterations(category: str) -> int:
     """Training steps that the same authors' published code spends on an MVTec AD category [authors]."""
     return 10_000 if category in ("cable", "transistor") else 5_000
-
-
-def option(default, label: str, text: str, **checks):
-    """A configuration field: its default, its origin, one sentence, and its `low`, `high` or `choices`."""
-    metadata = {"label": label, "text": text, **checks}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -305,9 +299,9 @@ class Config:
 
     def __post_init__(self):
         for item in dataclasses.fields(self):
-            value = _coerce(item, getattr(self, item.name))
+            value = coerce(item, getattr(self, item.name))
             object.__setattr__(self, item.name, value)
-            _check(item, value)
+            check(item, value)
         if self.image_size % 32:
             nearest = max(64, round(self.image_size / 32) * 32)
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
@@ -368,29 +362,3 @@ def provenance_table() -> str:
             f"| `{item.name}` | `{default!r}` | [{item.metadata['label']}] | {item.metadata['text']} |"
         )
     return "\n".join(rows)
-
-
-def _coerce(item, value):
-    """JSON's lists back to tuples, whole numbers to floats where a float is due; else a TypeError."""
-    kind = item.type
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{item.name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
-    return value
-
-
-def _check(item, value):
-    """Range or choice of one field; NaN is outside every range."""
-    low, high = item.metadata.get("low"), item.metadata.get("high")
-    choices = item.metadata.get("choices")
-    if low is not None and not value >= low:
-        raise ValueError(f"{item.name} must be at least {low}, got {value}")
-    if high is not None and not value <= high:
-        raise ValueError(f"{item.name} must be at most {high}, got {value}")
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        raise ValueError(f"{item.name} must be finite, got {value}")
-    if choices and not set(value if isinstance(value, tuple) else (value,)) <= set(choices):
-        raise ValueError(f"{item.name} must be of {', '.join(map(repr, choices))}, got {value!r}")

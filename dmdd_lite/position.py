@@ -51,7 +51,7 @@ class PositionStatistics(nn.Module):
         self.scales = len(info.channels)
         sides = [image_size // stride for stride in info.strides]
         # no more than a third of a map: all positions would be one
-        self.pools = [min(p, max(3, side // 3 - 1 | 1)) for p, side in zip(pool, sides, strict=True)]
+        self.pools = [min(p, max(3, (side // 3 - 1) | 1)) for p, side in zip(pool, sides, strict=True)]
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("used", torch.zeros((), dtype=torch.float64))
         self.register_buffer("look_mean", torch.zeros(sum(info.channels)))
@@ -73,7 +73,8 @@ class PositionStatistics(nn.Module):
 
         Raises ValueError for fewer than three images.
         """
-        means = torch.cat([channel_means(features) for features in batches()] or [self.look_mean[None][:0]])
+        means = [channel_means(map(signed_roots, features)) for features in batches()]
+        means = torch.cat(means or [self.look_mean[None][:0]])
         count = len(means)
         if count < 3:
             raise ValueError(
@@ -83,10 +84,10 @@ class PositionStatistics(nn.Module):
         self.fit_look(means)
         sums = []
         for features in batches():
-            values, looks = self.described(features), self.overall(features)
-            sums = sums or [_Sums(v, looks.shape[1]) for v in values]
-            for part, v in zip(sums, values, strict=True):
-                part.add(v, looks)
+            seen = self._look_at(features)
+            sums = sums or [_Sums(v, seen.looks.shape[1]) for v in seen.values]
+            for part, v in zip(sums, seen.values, strict=True):
+                part.add(v, seen.looks)
         for k, part in enumerate(sums):
             mean, slope, covariance = part.moments(count, self.used.item())
             getattr(self, f"mean_{k}").copy_(mean)
@@ -115,7 +116,7 @@ class PositionStatistics(nn.Module):
 
     def overall(self, features: Features) -> Tensor:
         """The overall look of images, (B, G), zero where it has fewer components."""
-        return (channel_means(features) - self.look_mean) @ self.look
+        return self._look_at(features).looks
 
     def forward(self, features: Features, own: Features | None = None) -> Features:
         """own: features of the *training* images that these images are, or were made from; each is then
@@ -134,9 +135,6 @@ class PositionStatistics(nn.Module):
                 of_own = same[0] if same else self._look_at(own)
             scales = [self._distances(k, seen, of_own) for k in range(self.scales)]
         return list(zip(*scales, strict=True))
-
-    def _look_at(self, features: Features) -> "_Seen":
-        return _Seen(self.described(features), self.overall(features))
 
     def _distances(self, k: int, seen: list["_Seen"], own: "_Seen | None") -> list[Tensor]:
         """Of scale k and each view: (B, H, W)."""
@@ -163,9 +161,12 @@ class PositionStatistics(nn.Module):
 
     def described(self, features: Features) -> list[Tensor]:
         """What the statistics are about, of every scale: (B, C_k, H_k, W_k) -> (B, R_k, H_k, W_k)."""
+        return self._look_at(features).values
+
+    def _look_at(self, features: Features) -> "_Seen":
+        roots = [signed_roots(feature) for feature in features]
         found, finer = [], None
-        for k, feature in enumerate(features):
-            values = signed_roots(feature)
+        for k, values in enumerate(roots):
             if finer is not None:
                 values = torch.cat((F.adaptive_avg_pool2d(finer, values.shape[2:]), values), dim=1)
             finer, pool = values, self.pools[k]
@@ -173,7 +174,7 @@ class PositionStatistics(nn.Module):
                 values = F.avg_pool2d(values, pool, 1, pool // 2, count_include_pad=False)
             mixture = getattr(self, f"mixture_{k}", None)
             found.append(values if mixture is None else torch.einsum("bchw,cr->brhw", values, mixture))
-        return found
+        return _Seen(found, (channel_means(roots) - self.look_mean) @ self.look)
 
     def _off_mean(self, seen: "_Seen", k: int) -> Tensor:
         """Distance from the mean of images of that look, position by position: (H_k W_k, R_k, B)."""
@@ -196,9 +197,9 @@ def signed_roots(feature: Tensor) -> Tensor:
     return values.sign() * values.abs().sqrt()
 
 
-def channel_means(features: Features) -> Tensor:
-    """Mean signed root of every channel over the image, all scales: (B, D)."""
-    return torch.cat([signed_roots(f).mean((2, 3)) for f in features], dim=1)
+def channel_means(roots: Iterable[Tensor]) -> Tensor:
+    """Mean of every channel over the image, all scales: (B, D)."""
+    return torch.cat([values.mean((2, 3)) for values in roots], dim=1)
 
 
 class _Sums:

@@ -44,10 +44,9 @@ def test_image_operations_are_those_of_convolutions_and_of_the_positions_product
         for k, stride in enumerate(model.teacher.info.strides):
             wide = sum(widths[: k + 1])
             kept = min(wide, channels * (2 + k) // 2)
-            products = kept * (kept + looks) + (
-                wide * kept if kept < wide else 0
-            )  # precision, slope, mixture
-            counted.append(2 * (64 // stride) ** 2 * products)  # precision, slope, mixture
+            mixing = wide * kept if kept < wide else 0
+            products = kept * kept + kept * looks + mixing  # with the precision, the slope, the mixture
+            counted.append(2 * (64 // stride) ** 2 * products)
     assert image_operations(config) == sum(counted)
 
 

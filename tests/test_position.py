@@ -34,6 +34,11 @@ def fitted(features, parts: int = 1, info: FeatureInfo = INFO, **options) -> Pos
     )
 
 
+def signed_roots(feature) -> np.ndarray:
+    values = feature.double().numpy()
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
 def pooled(values: np.ndarray, pool: int) -> np.ndarray:
     """Values, each averaged with those of its neighbours inside the image."""
     far, found = pool // 2, np.empty_like(values)
@@ -47,8 +52,7 @@ def described(features, pools=(3, 3, 3)) -> list[np.ndarray]:
     """Signed roots, with those of the finer scales averaged into cells, pooled; in double precision."""
     found, finer = [], None
     for feature, pool in zip(features, pools, strict=True):
-        values = feature.double().numpy()
-        values = np.sign(values) * np.sqrt(np.abs(values))
+        values = signed_roots(feature)
         if finer is not None:
             cells = finer.reshape(*finer.shape[:2], finer.shape[2] // 2, 2, finer.shape[3] // 2, 2)
             values = np.concatenate((cells.mean((3, 5)), values), axis=1)
@@ -60,11 +64,6 @@ def described(features, pools=(3, 3, 3)) -> list[np.ndarray]:
 def channel_means(features) -> np.ndarray:
     """Means of all channels' signed roots over the image, (B, D)."""
     return np.concatenate([d.mean((2, 3)) for d in map(signed_roots, features)], axis=1)
-
-
-def signed_roots(feature) -> np.ndarray:
-    values = feature.double().numpy()
-    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def looks_of(new, known, used: int) -> np.ndarray:
