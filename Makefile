@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
+.PHONY: demo reproduce test test-fast stress lint notebooks figures benchmarks clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.demo
@@ -17,11 +17,16 @@ reproduce: export HF_HUB_OFFLINE = 0
 reproduce: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.reproduce $(DATA) $(ARGS)
 
+# two test files at a time: many tests wait for processes of their own
 test: $(VENV)/ready
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/ready
-	@$(BIN)/python -m pytest tests -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests -m "not slow"
+
+# what breaks runs and readers, at full depth: kills, full disks, damaged and hostile files; about an hour
+stress: $(VENV)/ready
+	@DMDD_STRESS=1 $(BIN)/python -m pytest tests/robustness
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
