@@ -1,34 +1,76 @@
 """What a training leaves on disk: the state of an unfinished run, the record of a finished one."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from . import locks
 from .config import Config, differences
 from .detector import Detector
 from .files import write_atomically, write_json
+from .weights import load_plain
 
-CHECKPOINT, DETECTOR, RECORD = "checkpoint.pt", "detector", "training.json"
+CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
+@contextlib.contextmanager
+def own_folder(folder: Path | None) -> Iterator[None]:
+    """The folder, made if it is not there, is this training's alone, and can be written to.
+
+    Raises TrainingError naming it if it cannot, or if another process still trains into it after
+    `locks.PATIENCE` seconds.
+    """
+    if folder is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.claim(folder / LOCK, f"{folder} is used for a training"))
+        except locks.Busy as error:
+            raise TrainingError(f"{error}; wait for it, or use another output folder") from error
+        except OSError as error:
+            raise TrainingError(
+                f"{folder} cannot be written to ({error}); mend that or use another output folder"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def kept(iteration: int) -> Iterator[None]:
+    """What cannot be written becomes a TrainingError that says where the same call goes on from."""
+    try:
+        yield
+    except OSError as error:
+        where = f"goes on from iteration {iteration}" if iteration else "starts again"
+        raise TrainingError(f"{error}; make room or mend it, then the same call {where}") from error
+
+
 def save_checkpoint(path: Path, trainer):
     """All of it or nothing: a crash in the middle leaves the previous checkpoint."""
-    write_atomically(path, lambda temporary: torch.save(trainer.state(), temporary))
+
+    def write(temporary: Path):
+        with open(temporary, "wb") as file:  # of a path that it cannot write, PyTorch tells no reason
+            torch.save(trainer.state(), file)
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: Path, trainer):
     """Restore plain tensors; raises TrainingError naming the file if it is broken or of another run."""
     try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        trainer.restore(state)
+        trainer.restore(load_plain(path, trainer.device))
     except TrainingError as error:
         raise TrainingError(f"{path}: {error}; delete it or use another output folder") from error
+    except (MemoryError, torch.OutOfMemoryError):  # of the machine, not of the file
+        raise
     except Exception as error:
         raise TrainingError(
             f"{path} is not a usable checkpoint ({error}); delete it to start again"
@@ -36,23 +78,25 @@ def load_checkpoint(path: Path, trainer):
 
 
 def save_finished(folder: Path, detector: Detector, trainer):
-    """The detector, then the record that makes the run a finished one; its checkpoint has done its work."""
-    detector.save(folder / DETECTOR)
+    """The detector, then the record that makes the run a finished one; its checkpoint has done its work.
+    Raises TrainingError if they cannot be written."""
     history = [[None if math.isnan(value) else value for value in row] for row in trainer.history]
     record = {"format": 1, "data": trainer.data.fingerprint, "seconds": trainer.seconds, "history": history}
-    write_json(folder / RECORD, record)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    with kept(trainer.iteration):
+        detector.save(folder / DETECTOR)
+        write_json(folder / RECORD, record)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def load_finished(folder: Path, config: Config, fingerprint: str, device):
+def load_finished(folder: Path | None, config: Config, fingerprint: str, device):
     """Detector, history and seconds of the finished run in `folder`, or None if there is none.
 
     Raises TrainingError if it is of another configuration or other images, or its record is broken;
     DetectorError if its detector is.
     """
-    path = folder / RECORD
-    if not path.exists():
+    if folder is None or not (folder / RECORD).exists():
         return None
+    path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         data, seconds = record["data"], float(record["seconds"])
@@ -68,4 +112,12 @@ def load_finished(folder: Path, config: Config, fingerprint: str, device):
             f"{folder} holds another finished run ({'; '.join(changed)}); "
             "delete it or use another output folder"
         )
+    _clear(folder)
     return detector, history, seconds
+
+
+def _clear(folder: Path):
+    """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
+    if any((folder / name).exists() for name in (CHECKPOINT, LOCK)):
+        with contextlib.suppress(OSError, locks.Busy), locks.claim(folder / LOCK, "", patience=0):
+            (folder / CHECKPOINT).unlink(missing_ok=True)

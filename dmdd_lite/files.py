@@ -1,38 +1,116 @@
 """Writing files so that a crash never leaves a half-written one, and progress that suits where it is seen."""
 
+import contextlib
+import glob
 import json
 import os
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from . import locks
+
+PARTIAL = ".partial"  # how the name of an unfinished file ends, so that no pattern such as *.json finds it
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let `write(temporary)` make the file beside `path`, then rename it there: all of it or nothing."""
+    """Let `write(temporary)` make the file beside `path`, then rename it there: all of it or nothing. What
+    earlier writers of `path` left there when they were killed is removed.
+
+    Raises OSError naming `path` and the system's reason, such as a full disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        with _temporary(path) as temporary:
+            write(temporary)
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+    return path
+
+
+@contextlib.contextmanager
+def naming(path: Path):
+    """Errors of the system name `path`, not a temporary file or none, and Ctrl-C stays Ctrl-C, however deep a
+    library that was writing has hidden them."""
+    handled = sys.exc_info()[1]
     try:
-        write(Path(temporary))
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename and not str(error.filename).endswith(PARTIAL):
+            raise
+        for cause in _behind(error, handled):
+            if not isinstance(cause, Exception):
+                raise type(cause)(*cause.args) from error
+            if number := _error_number(cause):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+def _behind(error: BaseException | None, handled: BaseException | None) -> Iterator[BaseException]:
+    """The error and what is behind it, up to `handled`, which was there before."""
+    while error is not None and error is not handled:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _error_number(error: BaseException) -> int | None:
+    """Of an error of the system; safetensors has it in its message alone."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path):
+    """A new file beside `path`, removed on failure; its lock tells it from an abandoned one."""
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PARTIAL, dir=path.parent)
+        file = open(handle, "rb")  # noqa: SIM115 (closed below)
+        kept = locks.hold(file)
+        if not kept or not locks.AVAILABLE:  # Windows renames no open file
+            file.close()
+        if kept:
+            break
+    try:
+        yield Path(temporary)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
+    finally:
+        file.close()
+
+
+def _remove_abandoned(path: Path):
+    """The temporary files for `path` whose writer is no more."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}-*{PARTIAL}") if locks.AVAILABLE else ():
+        with contextlib.suppress(OSError), open(temporary, "r+b") as file:  # gone meanwhile, or not ours
+            if locks.hold(file):
+                temporary.unlink()
 
 
 def write_json(path: str | Path, values: dict) -> Path:
     """Strict JSON (no NaN), written atomically."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def writing_problem(folder: str | Path) -> str:
+    """Why nothing can be written into the folder, which need not be there yet; '' if something can."""
+    try:
+        nearest = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
+            file.write(b"?")
+    except OSError as error:
+        return f"{folder} cannot be written to ({error.strerror})"
+    return ""
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from .device import resolve_device
 from .download import MVTEC_CATEGORIES
 from .evaluation import METRICS, collect_results, results_table
 from .figures import save_figure
-from .files import write_atomically
+from .files import write_atomically, writing_problem
 from .images import DataError
 from .plots.peers import plot_peers
 from .reference import report
@@ -174,6 +174,9 @@ def check(runs: list[Run], device: str, client=None):
             problems.append(str(error))
     else:
         problems = cluster.problems(client, data_problems, teacher_problems, parameters, config)
+    problem = writing_problem(jobs[0].results)
+    if problem:
+        problems.append(f"{problem}; choose another --results folder")
     if problems:
         raise CannotStart(problems)
 
@@ -231,7 +234,7 @@ def work(options: argparse.Namespace, runs: list[Run]):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 all done, 1 a run failed, 2 nothing was started, 130 interrupted."""
+    """Exit status: 0 all done, 1 a run or the table failed, 2 nothing was started, 130 interrupted."""
     options, interrupted = parse(arguments), False
     interrupt_on_sigterm()
     try:
@@ -245,6 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (CannotStart, cluster.ClusterError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # of the table, say: the results are there, each written by its own run
+        print(f"failed: {error}; mend that, then the same command goes on", file=sys.stderr)
+        return 1
     if interrupted:
         print("stopped; the same command goes on from the last checkpoints and repeats nothing finished")
         return INTERRUPTED

@@ -7,6 +7,7 @@ at the mask's pixels alone [ours].
 Legend: B images, H x W pixels. Every random step takes a torch.Generator on the images' device.
 """
 
+import contextlib
 import functools
 import os
 import threading
@@ -178,11 +179,18 @@ def _pool(count: int, process: int) -> ThreadPoolExecutor:
     def compute_alone():
         torch.get_num_threads()  # a thread's first question would overwrite what was set before it
         torch.set_num_threads(1)
-        together.wait()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait()
 
     pool = ThreadPoolExecutor(count, "pairs", compute_alone)
-    list(pool.map(abs, range(count)))
-    torch.set_num_threads(before)
+    try:
+        list(pool.map(abs, range(count)))
+    except BaseException:  # where one cannot be started, the others must not wait for it for ever
+        together.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(before)
     return pool
 
 

@@ -13,8 +13,10 @@ import torch
 from .checkpoints import (
     CHECKPOINT,
     TrainingError,
+    kept,
     load_checkpoint,
     load_finished,
+    own_folder,
     save_checkpoint,
     save_finished,
 )
@@ -24,7 +26,7 @@ from .device import resolve_device
 from .files import Progress
 from .model import DMDD, build_model
 from .student import is_standardised
-from .teacher import build_teacher
+from .teacher import Teacher, build_teacher
 from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data
 
@@ -123,7 +125,8 @@ def run(
 
     The watch sees losses that are all read, and its time is not counted in `trainer.seconds`. It must leave
     the trainer as it is, see `snapshot`. A run stopped in the middle of a watch meets it again when it is
-    resumed. Raises TrainingError when a loss is not finite; such a state is neither watched nor saved.
+    resumed. Raises TrainingError when a loss or a weight is not finite; such a state is neither watched nor
+    saved.
     """
     config, losses, saved = trainer.config, LossReader(trainer), trainer.iteration
     began = time.perf_counter() - trainer.seconds
@@ -135,18 +138,32 @@ def run(
                 due = last or (bool(checkpoint or watch) and trainer.iteration % every == 0)
                 if due or trainer.iteration % LOG_EVERY == 0:
                     losses.read(everything=due)
+                    if due:
+                        _check_weights(trainer)
                     trainer.seconds = time.perf_counter() - began
                     bar.update(trainer.iteration, _told(trainer.history))
                 if due and watch:
                     watch(trainer)
                     began = time.perf_counter() - trainer.seconds
                 if due and checkpoint:
-                    save_checkpoint(checkpoint, trainer)
+                    with kept(saved):
+                        save_checkpoint(checkpoint, trainer)
                     saved = trainer.iteration
         except KeyboardInterrupt:
             if checkpoint and checkpoint.exists():
                 print(f"\nstopped; the same call goes on from iteration {saved}")
             raise
+
+
+def _check_weights(trainer: Trainer):
+    """A loss is that before its step: what the newest step made of the weights, no loss has told yet."""
+    networks = trainer.model.student, trainer.model.fusion
+    finite = [values.isfinite().all() for network in networks for values in network.state_dict().values()]
+    if not torch.stack(finite).all():
+        raise TrainingError(
+            f"a weight is NaN or infinite after {trainer.iteration} iterations: lower learning_rate (now "
+            f"{trainer.config.learning_rate}) or set clip_norm=1; the last checkpoint is intact"
+        )
 
 
 def _told(history: list[list[float]]) -> str:
@@ -160,9 +177,15 @@ def snapshot(trainer: Trainer) -> Detector:
 
 
 def _detector(model: DMDD, data: TrainingData) -> Detector:
-    if len(data.held_out):
-        return Detector.calibrated(model, data.held_out)
-    return Detector.calibrated(model, data.images, trained_on=True)
+    """Raises TrainingError if its scores of good images are not finite."""
+    held_out = len(data.held_out) > 0
+    detector = Detector.calibrated(model, data.held_out if held_out else data.images, not held_out)
+    if not math.isfinite(detector.threshold):
+        raise TrainingError(
+            f"a good image's score is {detector.threshold}, the weights have grown out of all bounds: lower "
+            f"learning_rate (now {model.config.learning_rate}) or set clip_norm=1, in another output folder"
+        )
+    return detector
 
 
 def train(
@@ -187,29 +210,42 @@ def train(
     training: ask `snapshot(trainer)` for the detector of that moment. The weights are the same with it and
     without (bit-equal on CPU).
 
+    The same call on a CPU with the same number of threads and the same versions gives the same bits, whatever
+    the global random generators, which it leaves alone, and the order of the file system's listings. Another
+    number of threads rounds differently, and training amplifies that, as a GPU and bf16 do; memory does not
+    grow with the iterations.
+
     Raises before any work: DataError, TeacherError, ValueError, and TrainingError if the folder holds another
-    run; later TrainingError.
+    run, cannot be written to, or is another process's; later TrainingError.
     """
     place = resolve_device(device)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
     data = load_training_data(config, data_root, category, texture_root, place, progress)
     folder = Path(output_dir) if output_dir else None
-    finished = folder and load_finished(folder, config, data.fingerprint, place)
-    if finished:
-        print(f"{folder}: loaded, trained before; delete the folder to train again")
-        return _result(config, *finished)
+    finished = load_finished(folder, config, data.fingerprint, place)
+    if not finished:
+        with own_folder(folder):
+            finished = load_finished(folder, config, data.fingerprint, place)  # by the one we waited for
+            if not finished:
+                trainer = _trainer(config, teacher, data, folder)
+                run(trainer, folder and folder / CHECKPOINT, checkpoint_every, progress, watch)
+                detector = _detector(trainer.model, data)
+                if folder:
+                    save_finished(folder, detector, trainer)
+                return _result(config, detector, trainer.history, trainer.seconds)
+    print(f"{folder}: loaded, trained before; delete the folder to train again")
+    return _result(config, *finished)
+
+
+def _trainer(config: Config, teacher: Teacher, data: TrainingData, folder: Path | None) -> Trainer:
+    """A new one, or one that goes on from the checkpoint in the folder."""
     if is_standardised(config, teacher.info):
-        teacher.to(place).standardise(data.images)
+        teacher.to(data.images.device).standardise(data.images)
     trainer = Trainer(config, build_model(config, teacher), data)
-    checkpoint = folder and folder / CHECKPOINT
-    if checkpoint and checkpoint.exists():
-        load_checkpoint(checkpoint, trainer)
+    if folder and (folder / CHECKPOINT).exists():
+        load_checkpoint(folder / CHECKPOINT, trainer)
         print(f"{folder}: goes on from iteration {trainer.iteration}")
-    run(trainer, checkpoint, checkpoint_every, progress, watch)
-    detector = _detector(trainer.model, data)
-    if folder:
-        save_finished(folder, detector, trainer)
-    return _result(config, detector, trainer.history, trainer.seconds)
+    return trainer
 
 
 def _result(config: Config, detector: Detector, history: list, seconds: float) -> Training:

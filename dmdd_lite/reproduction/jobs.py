@@ -7,7 +7,6 @@ stops too. Its checkpoints let the next start go on from there.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -21,21 +20,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import locks
 from ..config import Config, differences
 from ..demo import NOTEBOOK, show_prints
 from ..evaluation import SCORING, result_path
+from ..files import writing_problem
+from ..locks import Busy
 from ..runner import run_notebook
 
 FAILED, BUSY, INTERRUPTED = 1, 75, 130  # exit codes: the notebook stopped; another process has the job; ours
-PATIENCE = 20.0  # seconds that a job waits for its lock: whoever was killed with it needs some to let it go
 
 
 class ResultError(RuntimeError):
     """A result file that is not what this job would write; the message says why and what to do."""
-
-
-class Busy(RuntimeError):
-    """Another process works on this job; the message says which."""
 
 
 class Note(NamedTuple):
@@ -124,43 +121,15 @@ def _other_textures(job: Job) -> list[str]:
 # ---- locks --------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def claim(job: Job, patience: float = PATIENCE):
-    """Hold the job's lock, which the system lets go of when this process dies, however it does.
-
-    Raises Busy if another process still holds it after `patience` seconds.
-    """
-    job.lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.lock, "a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + patience
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                raise Busy(f"{job.name} is run by {holder(job) or 'another process'}")
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-        file.truncate(0)
+def claim(job, patience: float | None = None):
+    """Hold the job's lock; `locks.claim` tells the rest. Raises Busy if another process still holds it after
+    `patience` seconds."""
+    return locks.claim(job.lock, f"{job.name} is run", patience)
 
 
-def holder(job: Job) -> str:
+def holder(job) -> str:
     """Who has the job's lock, as 'process 12 on name'; '' if nobody has."""
-    if not job.lock.exists():
-        return ""
-    with open(job.lock, "a+", encoding="utf-8") as file:
-        if _try_lock(file):
-            return ""
-        file.seek(0)
-        return file.read() or "another process"
-
-
-def _try_lock(file) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locks.holder(job.lock)
 
 
 # ---- the side that starts a job -----------------------------------------------------------------------
@@ -209,7 +178,8 @@ class Process:
         """Why it failed, in one line: its own last words, or the signal that ended it."""
         code, text = self.poll(), self.text()
         told = text.rpartition("\nfailed: ")[2] if "\nfailed: " in text else text
-        lines = [line.strip() for line in told.splitlines() if line.strip()] or ["no output"]
+        lines = [line.strip() for line in told.splitlines() if line.strip()]
+        lines = lines or [writing_problem(self.job.log.parent) or "no output"]
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return lines[0] if told is not text else lines[-1]

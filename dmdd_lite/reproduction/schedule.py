@@ -53,8 +53,12 @@ class Place:
         self.tail: tuple[Run, Process] | None = None
 
     def start(self, run: Run):
+        """Nothing can be started where its log cannot be written, say."""
         run.start()
-        self.main = run, Process(run.job, self.environment)
+        try:
+            self.main = run, Process(run.job, self.environment)
+        except OSError as error:
+            run.end("failed", str(error))
 
     def look(self):
         """Settle the runs that have ended; one that has come to its tail makes room, if no other's is there
