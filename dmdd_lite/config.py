@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .options import check, coerce, option
+from .options import check, coerce, option, shown
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
 
@@ -52,7 +52,9 @@ class Config:
         "'rectified' = where they are all >= 0, 'always' or 'never'",
         choices=("rectified", "always", "never"),
     )
-    image_size: int = option(256, "authors", "side of the square input in pixels, a multiple of 32", low=64)
+    image_size: int = option(
+        256, "authors", "side of the square input in pixels, a multiple of 32", low=64, high=4096
+    )
 
     # student
     student: str = option(
@@ -66,9 +68,16 @@ class Config:
         "ours",
         "residual blocks per decoder stage, from the deepest; () = (3, 4, 6) as RD4AD [field] for teachers "
         "of 256 channels or more at stride 4, else (2, 2, 2)",
+        of=int,
+        low=1,
+        high=100,
     )
     student_width: int = option(
-        64, "ours", "least channels of a decoder stage: small teachers are too thin to mirror exactly", low=8
+        64,
+        "ours",
+        "least channels of a decoder stage: small teachers are too thin to mirror exactly",
+        low=8,
+        high=4096,
     )
     student_norm_relu: bool = option(
         True, "ours", "batch norm after the decoupling convolution, and ReLU where the teacher is rectified"
@@ -84,6 +93,7 @@ class Config:
         ("normality", "abnormality"),
         "paper",
         "the branches that the student has; one alone is for ablations",
+        of=str,
         choices=("normality", "abnormality"),
     )
 
@@ -103,6 +113,7 @@ class Config:
         "ours",
         "cells a side over which features are averaged for these maps, per scale, fine to coarse; at most a "
         "third of the map",
+        of=int,
         choices=(1, 3, 5, 7),
     )
     position_channels: int = option(
@@ -175,14 +186,17 @@ class Config:
         low=0.0,
         high=1.0,
     )
-    fusion_perceptions: tuple = option((1, 2, 4), "ours", "dilations of the segmentation network's branches")
+    fusion_perceptions: tuple = option(
+        (1, 2, 4), "ours", "dilations of the segmentation network's branches", of=int, low=1, high=64
+    )
     fusion_attention: tuple = option(
         ("channel", "spatial", "coordinate"),
         "ours",
         "attentions that re-weight the maps; the paper says 'multiple attention' and no more",
+        of=str,
         choices=("channel", "spatial", "coordinate", "self"),
     )
-    fusion_width: int = option(16, "ours", "channels of each perception branch", low=4)
+    fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
         0.5,
         "ours",
@@ -202,6 +216,7 @@ class Config:
         "spread of the random scale (log-normal) on the maps that the segmentation network learns from, so "
         "that it does not learn how strong *synthetic* anomalies look",
         low=0.0,
+        high=10.0,
     )
     fusion_zoom: float = option(
         3.0,
@@ -209,6 +224,7 @@ class Config:
         "the segmentation network also learns from maps and masks enlarged up to so many times: real defects "
         "can be larger than synthetic ones",
         low=1.0,
+        high=16.0,
     )
     fusion_start: float = option(
         0.2,
@@ -229,11 +245,15 @@ class Config:
         high=0.9,
     )
     perlin_scales: tuple = option(
-        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)"
+        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)", of=int
     )
     perlin_threshold: float = option(0.5, "authors", "noise above it is anomalous", low=0.0, high=1.0)
-    perlin_rotation: float = option(90.0, "authors", "noise rotated by up to this many degrees", low=0.0)
-    opacity: tuple = option((0.2, 1.0), "authors", "range of the texture's opacity, drawn as 1 - 0.8 U(0, 1)")
+    perlin_rotation: float = option(
+        90.0, "authors", "noise rotated by up to this many degrees", low=0.0, high=360.0
+    )
+    opacity: tuple = option(
+        (0.2, 1.0), "authors", "range of the texture's opacity, drawn as 1 - 0.8 U(0, 1)", of=float
+    )
     foreground: str = option(
         "auto",
         "authors",
@@ -246,7 +266,7 @@ class Config:
     iterations: int = option(5000, "authors", "training steps; 10,000 for cable and transistor", low=1)
     batch_size: int = option(16, "authors", "pairs of images per training step", low=1)
     learning_rate: float = option(5e-3, "field", "Adam step of the student (RD4AD)", low=0.0)
-    betas: tuple = option((0.5, 0.999), "authors", "Adam's moment decay")
+    betas: tuple = option((0.5, 0.999), "authors", "Adam's moment decay", of=float, low=0.0)
     schedule: str = option(
         "cosine",
         "ours",
@@ -282,7 +302,7 @@ class Config:
 
     # score
     smoothing_sigma: float = option(
-        4.0, "authors", "Gaussian on the full-size maps, in pixels at 256", low=0.0
+        4.0, "authors", "Gaussian on the full-size maps, in pixels at 256", low=0.0, high=60.0
     )
     score_rule: str = option(
         "blend",
@@ -310,20 +330,30 @@ class Config:
                 f"student_bottleneck=4 needs an image_size that is a multiple of 64, got {self.image_size}"
             )
         if len(self.position_pool) != 3:
-            raise ValueError(f"position_pool must be three numbers of cells, got {self.position_pool}")
-        if self.student_blocks and (len(self.student_blocks) != 3 or min(self.student_blocks) < 1):
-            raise ValueError(f"student_blocks must be () or three numbers from 1, got {self.student_blocks}")
+            raise ValueError(f"position_pool must be three numbers of cells, got {shown(self.position_pool)}")
+        if len(self.student_blocks) not in (0, 3):
+            raise ValueError(
+                f"student_blocks must be () or three numbers from 1, got {shown(self.student_blocks)}"
+            )
         if not self.branches or len(set(self.branches)) < len(self.branches):
-            raise ValueError(f"branches must name one or both branches once, got {self.branches}")
+            raise ValueError(f"branches must name one or both branches once, got {shown(self.branches)}")
         if not self.pairs and ("abnormality" in self.branches or self.fusion_start < 1):
             raise ValueError(
                 "pairs=False leaves nothing for AIM and the fusion to learn from; "
                 "it goes with branches=('normality',) and fusion_start=1"
             )
+        if not 1 <= len(self.fusion_perceptions) <= 16:
+            raise ValueError(
+                f"fusion_perceptions must be one to sixteen dilations, got {shown(self.fusion_perceptions)}"
+            )
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise ValueError(f"betas must be two numbers from 0 and below 1, got {shown(self.betas)}")
         if len(self.perlin_scales) != 2 or not 0 <= self.perlin_scales[0] < self.perlin_scales[1] <= 8:
-            raise ValueError(f"perlin_scales must be (first, last + 1) within 0..8, got {self.perlin_scales}")
+            raise ValueError(
+                f"perlin_scales must be (first, last + 1) within 0..8, got {shown(self.perlin_scales)}"
+            )
         if len(self.opacity) != 2 or not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise ValueError(f"opacity must be an increasing pair within 0..1, got {self.opacity}")
+            raise ValueError(f"opacity must be an increasing pair within 0..1, got {shown(self.opacity)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -333,12 +363,14 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
         """The configuration back from `to_dict`. Raises ValueError for a field that does not exist."""
+        if not isinstance(values, dict):
+            raise TypeError(f"a configuration must be a dict of its fields, got {shown(values)}")
         known = [item.name for item in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
+        unknown = sorted(str(name) for name in set(values) - set(known))
         if unknown:
             raise ValueError(
-                f"unknown configuration field {', '.join(unknown)}: written by a newer version? "
-                f"Known fields: {', '.join(known)}"
+                f"unknown configuration field {', '.join(unknown)}: written by a newer version? Then update "
+                f"dmdd_lite. Known fields: {', '.join(known)}"
             )
         return cls(**values)
 

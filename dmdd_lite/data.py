@@ -5,12 +5,14 @@
     <root>/<category>/test/<defect>/*              defective images
     <root>/<category>/ground_truth/<defect>/*      a mask per defective image: <stem>_mask.* or <stem>.*
 
-Any category name works, and files may be PNG, JPEG, BMP or TIFF; other files are ignored, and so is
-`ground_truth/good`. Layout: Bergmann et al., "MVTec AD", CVPR 2019.
+Any category name works, and files may be PNG, JPEG, BMP or TIFF; other files are ignored, and so are hidden
+ones and `ground_truth/good`. A mask may have another size than its image, but not other proportions.
+Layout: Bergmann et al., "MVTec AD", CVPR 2019.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 from .images import DataError, in_threads, read_image, read_mask
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-GOOD = "good"
+GOOD, SPLITS = "good", ("train", "test", "ground_truth")
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,28 @@ class Category:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The images directly in a folder, by suffix (in any case), sorted, without hidden files.
+    """The images directly in a folder, by suffix (in any case), sorted, without hidden files; with links to
+    files that are not there, so that none is left out in silence.
 
     Raises DataError if there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; check the path")
-    return sorted(path for path in folder.iterdir() if _is_image(path))
+    return [path for path in _children(Path(folder)) if _is_image(path)]
 
 
 def open_folder(folder: str | Path, recursive: bool = False) -> tuple[Path, ...]:
-    """The images of a flat folder, or with `recursive` those of its sub-folders too (DTD's classes, say).
+    """The images of a flat folder, or with `recursive` those of its sub-folders too (DTD's classes, say), but
+    not of hidden ones, nor of links to folders, which may lead round in circles.
 
     The files are listed, not decoded. Raises DataError if there is no folder, or no image in it.
     """
     images = list_images(folder)
-    if recursive:
-        below = (p.relative_to(folder) for p in Path(folder).rglob("*") if _is_image(p))
-        images = sorted(Path(folder, p) for p in below if not any(part.startswith(".") for part in p.parts))
+    waiting = _folders(Path(folder)) if recursive else []
+    while waiting:
+        below = waiting.pop()
+        if not below.is_symlink():
+            images += list_images(below)
+            waiting += _folders(below)
+    images.sort()
     if not images:
         hint = "" if recursive else ", or pass recursive=True to look in sub-folders"
         raise DataError(f"{folder}: no images; put PNG, JPEG, BMP or TIFF files there{hint}")
@@ -91,7 +96,7 @@ def open_train(root: str | Path, name: str, check_files: bool = True) -> tuple[P
     folder, problems = _category_folder(Path(root), name), []
     train = _train_images(folder, problems)
     if check_files:
-        problems += _file_problems([(path, False) for path in train])
+        problems += _file_problems([(path, None) for path in train])
     if problems:
         raise DataError(problems, str(folder))
     return tuple(train)
@@ -107,39 +112,74 @@ def open_category(root: str | Path, name: str, check_files: bool = True) -> Cate
     train = _train_images(folder, problems)
     test = _test_images(folder, problems)
     if check_files:
-        files = [(path, False) for path in train] + [(image.path, False) for image in test]
-        problems += _file_problems(files + [(image.mask, True) for image in test if image.mask])
+        files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
+        problems += _file_problems(files)
     if problems:
         raise DataError(problems, str(folder))
     return Category(Path(root), name, tuple(train), tuple(test))
 
 
+def _children(folder: Path) -> list[Path]:
+    """Everything in a folder but what is hidden, sorted. Raises DataError if it cannot be listed."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: no such folder; check the path")
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    lost = os.path.islink(path) and not os.path.exists(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and (lost or os.path.isfile(path))
 
 
 def _folders(parent: Path) -> list[Path]:
-    children = parent.iterdir() if parent.is_dir() else []
-    return sorted(p for p in children if p.is_dir() and not p.name.startswith("."))
+    return [p for p in _children(parent) if os.path.isdir(p)] if os.path.isdir(parent) else []
+
+
+def _is_category(folder: Path) -> bool:
+    return os.path.isdir(folder / "train")
 
 
 def _category_folder(root: Path, name: str) -> Path:
     """The category's own folder; DataError if it cannot be found, as nothing else can be checked then."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder; root is the folder that holds the category folders")
-    if name != ".." and name and Path(name).name == name and (root / name).is_dir():
-        return root / name
-    if (root / "train").is_dir():
-        raise DataError(f"{root}: is a category itself; pass its parent as root and {root.name!r} as name")
-    others = ", ".join(folder.name for folder in _folders(root)) or "none"
+    is_name = isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+    folder = root / name if is_name else None
+    if folder and _is_category(folder):
+        return folder
+    _check_level(root, folder)
+    if folder and os.path.isdir(folder):
+        return folder
+    others = ", ".join(found.name for found in _folders(root)) or "none"
     raise DataError(f"{root}: no category named {name!r}; categories there: {others}")
+
+
+def _check_level(root: Path, folder: Path | None):
+    """DataError if the root, or the folder of that name in it, is a level above or below its place."""
+    here = Path(os.path.abspath(root))
+    if _is_category(here):
+        raise DataError(f"{root}: is a category itself; pass its parent as root and {here.name!r} as name")
+    if here.name in SPLITS and _is_category(here.parent):
+        above = here.parent
+        raise DataError(f"{root}: lies in a category; pass {above.parent} as root and {above.name!r} as name")
+    if folder is None:
+        return
+    inner = ", ".join(repr(found.name) for found in _folders(folder) if _is_category(found))
+    if inner:
+        raise DataError(f"{folder}: holds categories itself; pass it as root and as name one of {inner}")
+    for between in _folders(root):
+        if _is_category(between / folder.name):
+            raise DataError(f"{root}: {folder.name!r} lies in {between}; pass that as root")
 
 
 def _train_images(category: Path, problems: list[str]) -> list[Path]:
     folder = category / "train" / GOOD
-    images = list_images(folder) if folder.is_dir() else []
+    images = list_images(folder) if os.path.isdir(folder) else []
     if not images:
-        state = "no images" if folder.is_dir() else "no such folder"
+        state = "no images" if os.path.isdir(folder) else "no such folder"
         problems.append(f"{folder}: {state}; put the defect-free images to train on there")
     return images
 
@@ -147,7 +187,7 @@ def _train_images(category: Path, problems: list[str]) -> list[Path]:
 def _test_images(category: Path, problems: list[str]) -> list[TestImage]:
     """The test split with its masks; what is wrong with its structure is appended to `problems`."""
     split, truth = category / "test", category / "ground_truth"
-    if not split.is_dir():
+    if not os.path.isdir(split):
         problems.append(f"{split}: no such folder; put test images into test/good and test/<defect>")
         return []
     test: list[TestImage] = []
@@ -171,7 +211,9 @@ def _test_images(category: Path, problems: list[str]) -> list[TestImage]:
 
 def _match_masks(images: list[Path], folder: Path, problems: list[str]) -> dict[Path, Path]:
     """The mask of each image: the one file in `folder` with the stem `<stem>_mask` or `<stem>`."""
-    owners: dict[Path, list[str]] = {path: [] for path in (list_images(folder) if folder.is_dir() else [])}
+    owners: dict[Path, list[str]] = {
+        path: [] for path in (list_images(folder) if os.path.isdir(folder) else [])
+    }
     if not owners:
         problems.append(f"{folder}: no masks for {len(images)} images; add <image stem>_mask.png for each")
         return {}
@@ -198,20 +240,40 @@ def _match_masks(images: list[Path], folder: Path, problems: list[str]) -> dict[
     return matched
 
 
-def _file_problems(files: list[tuple[Path, bool]]) -> list[str]:
-    """What decoding brings to light; a file is a path and whether it is a mask."""
+def _file_problems(files: list[tuple[Path, Path | None]]) -> list[str]:
+    """What decoding brings to light; a file is an image and its mask, if it has one."""
+    return [text for found in in_threads(_problems_of, files) for text in found]
 
-    def problem(file: tuple[Path, bool]) -> str | None:
-        path, is_mask = file
-        try:
-            values = read_mask(path) if is_mask else read_image(path)
-            if is_mask and not values.any():
-                return f"{path}: empty mask; mark the defect, or move the image to test/good"
-        except DataError as error:
-            return str(error)
-        return None
 
-    return [text for text in in_threads(problem, files) if text]
+def _problems_of(file: tuple[Path, Path | None]) -> list[str]:
+    path, mask = file
+    image, marked = _tried(read_image, path), None if mask is None else _tried(read_mask, mask)
+    problems = [found for found in (image, marked) if isinstance(found, str)]
+    if isinstance(marked, torch.Tensor) and not marked.any():
+        problems.append(
+            f"{mask}: empty mask; mark the defect (transparency is not read), or move the image to test/good"
+        )
+    if not problems and mask is not None and _differ_in_proportions(image.shape[1:], marked.shape):
+        (height, width), (rows, columns) = image.shape[1:], marked.shape
+        problems.append(
+            f"{mask}: a mask of {columns} x {rows} pixels does not fit its image of {width} x {height}; "
+            "turn the mask as the image is turned, or draw it anew"
+        )
+    return problems
+
+
+def _tried(read, path: Path) -> torch.Tensor | str:
+    """What reading gives, or what is wrong."""
+    try:
+        return read(path)
+    except DataError as error:
+        return str(error)
+
+
+def _differ_in_proportions(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes (H, W) are of proportions more than a tenth apart."""
+    across, down = one[0] * other[1], one[1] * other[0]
+    return max(across, down) > 1.1 * min(across, down)
 
 
 def load_masks(

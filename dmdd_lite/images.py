@@ -3,15 +3,17 @@
 What a pixel becomes: grey is repeated to three channels; palettes and CMYK become RGB; alpha is dropped
 (the colour below it stays); the EXIF orientation is applied. Of 16 bits the upper byte is kept (0..65535 to
 0..255), never a stretch per image, so equal grey values stay equal in all images; 12-bit data stored in 16
-bits therefore looks dark. Floating-point images must lie in [0, 1].
+bits therefore looks dark. Floating-point images must lie in [0, 1]. Of several pages or frames the first is
+read.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from .files import Progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # what Pillow may try, so that no other decoder meets unknown files
 MAX_LISTED = 20
+MAX_SCANS = 100  # of a JPEG, as in libtiff: each costs the time of all pixels and no more than some bytes
 
 
 class DataError(ValueError):
@@ -36,6 +39,9 @@ class DataError(ValueError):
         super().__init__(self.problems, where)  # so that it survives pickling between processes
 
     def __str__(self) -> str:
+        return self._told().encode("utf-8", "backslashreplace").decode()  # for names that are no text
+
+    def _told(self) -> str:
         if len(self.problems) == 1 and not self.where:
             return self.problems[0]
         count = len(self.problems)
@@ -53,14 +59,15 @@ def read_image(source: str | Path | Image.Image | np.ndarray, size: int | None =
     Raises DataError naming an unreadable file, ValueError for any other array.
     """
     if isinstance(source, np.ndarray):
-        pixels = _to_uint8(source)
+        pixels = _to_uint8(np.asarray(source))
     elif isinstance(source, (str, Path, Image.Image)):
         pixels = _decode(source, lambda image: _to_uint8(_values(image)))
     else:
         raise ValueError(f"expected a path, a PIL image or a NumPy array, not {type(source).__name__}")
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    image = tv_tensors.Image(torch.from_numpy(np.array(pixels[:, :, :3])).permute(2, 0, 1))
+    pixels = np.array(pixels[:, :, :3], order="C")  # torch's resize crashes at one column of other strides
+    image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
     if size is not None:
         image = tvf.resize(image, [size, size], antialias=True)
     return image.as_subclass(torch.Tensor).contiguous()
@@ -108,27 +115,61 @@ def _decode(source: str | Path | Image.Image, convert: Callable[[Image.Image], A
     """Opens an image, turns it upright and converts it; whatever goes wrong becomes a DataError naming it."""
     given = isinstance(source, Image.Image)
     try:
-        with nullcontext(source) if given else Image.open(source, formats=FORMATS) as image:
+        with nullcontext(source) if given else _opened(source) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             return convert(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise a dozen types for broken files
-        raise DataError(f"{'the given image' if given else source}: {_remedy(error)}") from error
+        named = "the given image" if given else str(source) or "''"
+        raise DataError(f"{named}: {_remedy(error)}") from error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file, not yet decoded.
+
+    Pillow is given the open file. Given a path it maps the file into memory: then one that shrinks meanwhile
+    ends the process, and Pillow 13 garbles a TIFF that is stored lying on its side.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise OSError("it is not a file")
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        if image.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
+            raise ValueError(f"more than {MAX_SCANS} scans, which takes very long")
+        yield image
+
+
+def _scans(path: str | Path) -> int:
+    """The scans of a JPEG; within their data no byte 0xFF is followed by 0xDA."""
+    with open(path, "rb") as file:
+        return sum(part.count(b"\xff\xda") for part in iter(lambda: file.read(2**20), b""))
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"too large ({error}); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    if isinstance(error, MemoryError):
+        return "too large for the memory that is free; shrink it"
     if isinstance(error, FileNotFoundError):
+        if os.path.islink(error.filename):
+            return "a link to a file that is not there; restore that file or remove the link"
         return "no such file; check the path"
-    reason = "not a PNG, JPEG, BMP or TIFF" if isinstance(error, UnidentifiedImageError) else str(error)
+    if isinstance(error, PermissionError):
+        return "may not be read; check its permissions"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = "not a PNG, JPEG, BMP or TIFF" if isinstance(error, UnidentifiedImageError) else reason
     return f"unreadable image ({reason}); replace or remove it"
 
 
 def _values(image: Image.Image) -> np.ndarray:
     """(H, W) of the file's own 16-bit or floating-point values, else uint8 (H, W, 3)."""
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     if image.mode == "F":
-        return np.asarray(image)
+        values = np.asarray(image)
+        if not np.isfinite(values).all():
+            raise ValueError("floating-point pixels must not be NaN or infinite")
+        return values
     if image.mode.startswith("I"):  # 16-bit files; some Pillow versions open them as 32-bit "I"
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

@@ -57,7 +57,7 @@ def load_training_data(
         images[out].to(device),
         None if foreground is None else foreground[kept].to(device),
         textures,
-        hashlib.sha256(names.encode()).hexdigest(),
+        hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
     )
 
 
