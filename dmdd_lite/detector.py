@@ -1,27 +1,30 @@
 """A trained DMDD ready for use: load, predict, save. What users ask for first."""
 
 import json
+import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config
 from .data import open_folder
 from .device import autocast, resolve_device
 from .files import write_atomically, write_json
-from .images import read_image
+from .images import DataError, read_image
 from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_maps, image_scores
 from .teacher import empty_teacher
+from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 1
 
 
 class DetectorError(RuntimeError):
@@ -114,19 +117,30 @@ class Detector:
         """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))
         -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
 
-        Raises DataError for a file that cannot be read or a folder without images.
+        Raises DataError for a file that cannot be read or a folder without images, ValueError for anything
+        else that is no image.
         """
-        if isinstance(source, str | Path) and Path(source).is_dir():
+        if isinstance(source, str | Path) and os.path.isdir(source):
             return list(self.stream(open_folder(source, recursive=True), batch_size))
         if isinstance(source, list | tuple):
             return list(self.stream(source, batch_size))
         return next(self.stream([source]))
 
     def stream(self, images: Sequence, batch_size: int = 8) -> Iterator[Prediction]:
-        """Predictions one by one, a batch of images in memory at a time: for folders of any length."""
+        """Predictions one by one, a batch of images in memory at a time: for folders of any length.
+
+        Raises as `predict`, at the image's turn; TypeError unless images is a list, a tuple or an array.
+        """
+        if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
+            raise TypeError(f"stream takes a list of images, not {type(images).__name__}; see predict")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+        return self._stream(images, batch_size)
+
+    def _stream(self, images: Sequence, batch_size: int) -> Iterator[Prediction]:
         for start in range(0, len(images), batch_size):
             sources = images[start : start + batch_size]
-            originals = [read_image(source) for source in sources]
+            originals = [_read(source, start + i, len(images)) for i, source in enumerate(sources, 1)]
             size = self.config.image_size
             batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
             maps, scores, output = self.maps(batch)
@@ -146,43 +160,65 @@ class Detector:
         folder = Path(folder)
         state = {name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-        settings = {"format": 1, "threshold": self.threshold, "config": self.config.to_dict()}
+        settings = {"format": FORMAT, "threshold": self.threshold, "config": self.config.to_dict()}
         write_json(folder / SETTINGS, settings)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> "Detector":
-        """The detector that `save` wrote. Nothing is unpickled; raises DetectorError naming what is wrong."""
+        """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
+        `teacher_weights` of its configuration. Raises DetectorError naming what is wrong."""
         folder, place = Path(folder), resolve_device(device)
         config, threshold = _read_settings(folder)
         try:
-            state = load_file(folder / WEIGHTS)
-        except (OSError, safetensors.SafetensorError) as error:
+            state = read_tensors(folder / WEIGHTS)
+        except WeightsError as error:
+            raise DetectorError(f"{folder / WEIGHTS} {error}; copy or train it again") from error
+        try:
+            teacher = empty_teacher(config.teacher, config.teacher_options)
+            with torch.device("meta"):  # no memory before the file is known to fit
+                needed = build_model(config, teacher).state_dict()
+        except Exception as error:  # timm and torch raise a dozen types
+            raise DetectorError(f"{folder / SETTINGS} is of no network that can be built: {error}") from error
+        if wrong := misfits(state, needed):
             raise DetectorError(
-                f"{folder / WEIGHTS} cannot be read ({error}); copy or train it again"
-            ) from error
-        model = build_model(config, empty_teacher(config.teacher, config.teacher_options))
-        expected = model.state_dict()
-        wrong = sorted(set(expected) ^ set(state)) or [
-            k for k in state if state[k].shape != expected[k].shape
-        ]
-        if wrong:
-            raise DetectorError(
-                f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {len(wrong)} tensors are missing, "
-                f"extra or of another shape (first: {wrong[0]}); both files must come from the same training"
+                f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {wrong}; both files must come from "
+                "the same training"
             )
+        model = build_model(config, teacher)
         model.load_state_dict(state)
         return cls(model.to(place), threshold)
+
+
+def _read(source, place: int, count: int) -> Tensor:
+    """`read_image`; an error names the place of an image that has no path, if there are several."""
+    try:
+        return read_image(source)
+    except ValueError as error:
+        if count == 1 or isinstance(source, str | Path):
+            raise
+        kind = DataError if isinstance(error, DataError) else ValueError
+        raise kind(f"image {place} of {count}: {error}") from error
 
 
 def _read_settings(folder: Path) -> tuple[Config, float]:
     if not folder.is_dir():
         raise DetectorError(f"{folder} is no folder; give the folder that Detector.save or train wrote")
+    path = folder / SETTINGS
+    if not path.is_file():  # nor a pipe or a device, which may never end
+        raise DetectorError(f"{path} does not exist; give the folder that Detector.save or train wrote")
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        return Config.from_dict(settings["config"]), float(settings["threshold"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DetectorError(f"{folder / SETTINGS} is not a detector's configuration: {error}") from error
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings["format"] != FORMAT:
+            raise ValueError(f"format {settings['format']!r}, not {FORMAT}; if it is newer, update dmdd_lite")
+        threshold = settings["threshold"]
+        if type(threshold) not in (int, float) or not math.isfinite(threshold):
+            raise ValueError(f"threshold must be a finite number, got {threshold!r}")
+        return Config.from_dict(settings["config"]), float(threshold)
+    except KeyError as error:
+        raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
+    except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise DetectorError(f"{path} is not a detector's configuration: {error}") from error
 
 
 def overlay(image, prediction: Prediction) -> Image.Image:

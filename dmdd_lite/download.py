@@ -7,16 +7,22 @@ what arrives is trusted only if its SHA-256 is the expected one.
 
 Nothing half-done ever looks whole: the archive gets its name only once its hash is right, and the files are
 unpacked into a hidden folder next to `root` that is renamed at the end. An interrupted download starts anew.
+What a killed process left is hidden too, and cleared away by a later call.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import tarfile
-from lzma import LZMAError
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from lzma import LZMAError, LZMAFile
 from pathlib import Path
 
 import pooch
@@ -36,6 +42,11 @@ MVTEC_CATEGORIES = (
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 URL_VARIABLE = "DMDD_MVTEC_URL"
 MARKER = ".dmdd_mvtec_ad.json"  # written last; names the folders that a complete set has
+MOST_BYTES, MOST_MEMBERS = 4 * MVTEC_BYTES, 100_000  # to be unpacked; the official archive has 7,000 members
+MOST_AT_ONCE = 2**24  # bytes; only tar headers ask for more than a file's next piece
+LONGEST_NAME = 500
+TIMEOUT = 60  # seconds without a byte
+STALE = 24 * 3600  # seconds after which a hidden folder is taken for a killed process's
 
 
 class DownloadError(RuntimeError):
@@ -60,7 +71,7 @@ def download_mvtec_ad(
         _refuse_occupied(root)
         was_there = archive.is_file() and pooch.file_hash(str(archive)) == sha256.lower()
         if not was_there:
-            _fetch(url, archive, sha256, progress)
+            _fetch(url, archive, root, sha256, progress)
         _unpack(archive, root, sha256, progress)
         if not was_there:
             archive.unlink(missing_ok=True)
@@ -77,7 +88,7 @@ def is_complete(root: str | Path) -> bool:
     try:
         folders = json.loads((root / MARKER).read_text())["folders"]
         return bool(folders) and all((root / folder).is_dir() for folder in folders)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         parts = ("train/good", "test/good", "ground_truth")
         return all(_has_entries(root / name / part) for name in MVTEC_CATEGORIES for part in parts)
 
@@ -99,37 +110,50 @@ def _refuse_occupied(root: Path) -> None:
         )
 
 
-def _fetch(url: str, archive: Path, sha256: str, progress: bool) -> None:
-    """Downloads under a temporary name, deleted on failure; pooch renames it once the hash is right."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(archive.parent).free
-    if sha256.lower() == MVTEC_SHA256 and free < 2 * MVTEC_BYTES:
-        needed = f"{2 * MVTEC_BYTES / 1e9:.1f} GB for the archive and its files"
-        raise OSError(f"{archive.parent} has {free / 1e9:.1f} GB free, of {needed}")
-    bar = tqdm(desc="MVTec AD", total=1, unit="B", unit_scale=True) if progress else False
+@contextmanager
+def _workplace(root: Path) -> Iterator[Path]:
+    """A hidden folder next to `root`, gone at the end, with those that killed processes left long ago."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    for left in root.parent.glob(f".{glob.escape(root.name)}.partial-*"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > STALE:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = root.with_name(f".{root.name}.partial-{secrets.token_hex(4)}")
+    folder.mkdir()
     try:
-        pooch.retrieve(
-            url,
-            known_hash=f"sha256:{sha256.lower()}",
-            fname=archive.name,
-            path=archive.parent,
-            downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20, timeout=60),
-        )
+        yield folder
     finally:
-        if bar is not False:
-            bar.close()
+        shutil.rmtree(folder, ignore_errors=True)  # renamed already if it holds the unpacked set
+
+
+def _fetch(url: str, archive: Path, root: Path, sha256: str, progress: bool) -> None:
+    """Downloads into a hidden folder; the archive gets its place once pooch has found the hash right."""
+    with _workplace(root) as folder:
+        free = shutil.disk_usage(folder).free
+        if sha256.lower() == MVTEC_SHA256 and free < 2 * MVTEC_BYTES:
+            needed = f"{2 * MVTEC_BYTES / 1e9:.1f} GB for the archive and its files"
+            raise OSError(f"{archive.parent} has {free / 1e9:.1f} GB free, of {needed}")
+        bar = tqdm(desc="MVTec AD", total=1, unit="B", unit_scale=True) if progress else False
+        try:
+            pooch.retrieve(
+                url,
+                known_hash=f"sha256:{sha256.lower()}",
+                fname=archive.name,
+                path=folder,
+                downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20, timeout=TIMEOUT),
+            )
+        finally:
+            if bar is not False:
+                bar.close()
+        os.replace(folder / archive.name, archive)
 
 
 def _unpack(archive: Path, root: Path, sha256: str, progress: bool) -> None:
     """Unpacks into a hidden sibling of `root`, marks it as complete, and renames it to `root`."""
     if not hasattr(tarfile, "data_filter"):
         raise OSError("this Python cannot unpack archives safely; use 3.10.12, 3.11.4, 3.12 or later")
-    partial = root.with_name(f".{root.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
-    try:
-        with tarfile.open(archive, "r:xz") as tar:
-            for member in tqdm(tar, "unpacking", unit=" files", disable=not progress):
-                tar.extract(member, partial, filter=_only_plain)
+    with _workplace(root) as partial:
+        _extract(archive, partial, progress)
         folders = sorted(path.name for path in partial.iterdir() if (path / "train" / "good").is_dir())
         if not folders:
             raise ValueError(f"{archive} holds no category folder with train/good at its top level")
@@ -137,16 +161,44 @@ def _unpack(archive: Path, root: Path, sha256: str, progress: bool) -> None:
         if root.is_dir():
             root.rmdir()  # empty, or this fails
         partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
+
+
+def _extract(archive: Path, folder: Path, progress: bool) -> None:
+    """All of the archive, to its last byte; ValueError if it is larger than a data set or ends too early."""
+    size = 0
+    with _Tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        for number, member in enumerate(tqdm(tar, "unpacking", unit=" files", disable=not progress)):
+            size += member.size
+            if size > MOST_BYTES or number >= MOST_MEMBERS:
+                raise ValueError(f"refused {archive}: more than {MOST_BYTES} bytes or {MOST_MEMBERS} members")
+            tar.extract(member, folder, filter=_only_plain)
+        if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a broken header for the end
+            raise ValueError(f"{archive} is damaged: its list of files ends too early")
+        while stream.read(2**20):  # the checksum of the compressed data comes last
+            pass
+
+
+class _Tar(LZMAFile):
+    """What is in a .tar.xz, and the `last` piece that was read of it, in pieces that the memory can take."""
+
+    last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_AT_ONCE or self.tell() > MOST_BYTES + MOST_AT_ONCE:
+            raise ValueError(f"refused: {size} bytes at once, or more than {MOST_BYTES} in all")
+        self.last = super().read(size)
+        return self.last
 
 
 def _only_plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """A filter for tarfile: "data", but plain files and folders only, and no absolute names even stripped."""
+    name, parts = member.name, re.split(r"[/\\]", member.name)
     if not (member.isfile() or member.isdir()):
-        raise ValueError(f"refused {member.name!r}: neither a file nor a folder")
-    if member.name.startswith(("/", "\\")) or ":" in member.name.split("/")[0]:
-        raise ValueError(f"refused {member.name!r}: an absolute path")
+        raise ValueError(f"refused {name!r}: neither a file nor a folder")
+    if not parts[0] or ":" in parts[0]:
+        raise ValueError(f"refused {name!r}: an absolute path")
+    if ".." in parts or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(f"refused {name[:LONGEST_NAME]!r}: it leads outside, is too long or does not print")
     return tarfile.data_filter(member, folder)
 
 

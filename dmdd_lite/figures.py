@@ -92,7 +92,8 @@ def image_grid(
         fig.text(middle, 1 - _HEADER / 2 / full, name, ha="center", va="center", fontsize=12, weight="bold")
     for row, text in enumerate(titles or []):
         down = _HEADER + row * (tall + title) + title - 0.07
-        fig.text(_MARGIN / width, 1 - down / full, text, ha="left", va="bottom")
+        at = _MARGIN / width, 1 - down / full
+        fig.text(*at, text, ha="left", va="bottom", parse_math=False)  # names of files may hold a $
     bars = [place(column, top + 0.08, 0.09) for column in range(len(columns) - coloured, len(columns))]
     return fig, panels, bars
 

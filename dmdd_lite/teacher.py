@@ -4,19 +4,24 @@ Following RD4AD and the same authors' published code, the default is an ImageNet
 layers 1 to 3 are used [authors]. Loading by name, from a file or at random is ours.
 """
 
+import math
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .folding import fold_batch_norms
+from .weights import WeightsError, listed, misfits, read_tensors
 
 STRIDES = (4, 8, 16)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
+
+#: How options of timm begin that would take weights from elsewhere, or make no network of features.
+REFUSED = ("checkpoint_path", "cache_dir", "features_only", "pretrained")
 
 #: The teacher that ships with the package, trained by tools/train_embedded_teacher.py on procedural pictures.
 EMBEDDED = {
@@ -127,9 +132,12 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
         torch.manual_seed(seed)
         network = _create(name, weights, {**options, **source})
     config = timm.data.resolve_data_config(model=network)
-    for key, value in (("mean", mean), ("std", std)):
-        if value is not None and (not hasattr(value, "__len__") or len(value) != 3):
-            raise ValueError(f"teacher_options[{key!r}] must be three numbers (R, G, B), got {value!r}")
+    for key, value, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        if value is not None and not _is_colour(value, least):
+            above = " above 0" if key == "std" else ""
+            raise ValueError(
+                f"teacher_options[{key!r}] must be three numbers{above} (R, G, B), got {value!r}"
+            )
     if weights == "random":
         _calibrate_batch_norm(network, seed)
     teacher = Teacher(network, mean or config["mean"], std or config["std"])
@@ -139,6 +147,12 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
             "choose other out_indices in teacher_options or a convolutional teacher such as resnet18"
         )
     return teacher
+
+
+def _is_colour(value, above: float) -> bool:
+    if not hasattr(value, "__len__") or len(value) != 3:
+        return False
+    return all(isinstance(v, Real) and above < v < math.inf for v in value)
 
 
 def empty_teacher(name: str, options: dict | None = None) -> Teacher:
@@ -163,7 +177,7 @@ def feature_indices(name: str) -> tuple[int, ...]:
     try:
         with torch.device("meta"):
             reductions = list(timm.create_model(name, features_only=True).feature_info.reduction())
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
         raise TeacherError(f"timm model {name!r} has no feature extraction: {error}") from error
     if not set(STRIDES) <= set(reductions):
         raise TeacherError(
@@ -174,7 +188,17 @@ def feature_indices(name: str) -> tuple[int, ...]:
 
 
 def resolve_teacher(name: str, options: dict | None = None, weights: str = "") -> tuple[str, dict, str]:
-    """timm's name, options and weights file: for 'embedded' those of this package, else as given."""
+    """timm's name, options and weights file: for 'embedded' those of this package, else as given.
+
+    Raises ValueError for an option that would take weights from elsewhere, whoever wrote the configuration.
+    """
+    refused = [key for key in options or {} if key.startswith(REFUSED)]
+    if refused:
+        raise ValueError(
+            f"teacher_options may not hold {listed(refused)}: weights come from teacher_weights alone"
+        )
+    if (options or {}).get("in_chans", 3) != 3:
+        raise ValueError("teacher_options['in_chans'] must be 3: every image is RGB, grey ones repeated")
     if name != "embedded":
         return name, dict(options or {}), weights
     own = {**EMBEDDED["options"], "mean": EMBEDDED["mean"], "std": EMBEDDED["std"]}
@@ -194,38 +218,28 @@ def read_weights(name: str, path: str | Path, options: dict | None = None) -> di
     if not path.is_file():
         raise TeacherError(f"teacher weights {path} do not exist; give a .safetensors or .pth file")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state.get("model", state))
-    except (OSError, ValueError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
-        raise TeacherError(f"teacher weights {path} cannot be read: {error}") from error
-    except Exception as error:  # pickle's own errors: a file that wants to run code is refused here
-        raise TeacherError(
-            f"teacher weights {path} are not plain tensors and were not opened: {type(error).__name__}"
-        ) from error
+        state = read_tensors(path)
+    except WeightsError as error:
+        raise TeacherError(f"teacher weights {path} {error}") from error
     with torch.device("meta"):
-        needed = timm.create_model(name, pretrained=False, features_only=True, **(options or {})).state_dict()
-    names = {key.replace(".", "_") for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
-    state = {key: tensor.float() for key, tensor in state.items() if key.replace(".", "_") in names}
-    _check_keys(name, path, state, needed)
-    return state
-
-
-def _check_keys(name, path, state, needed):
-    """timm loads features leniently, so a wrong file would pass in silence: compare it key by key."""
-    found = {key.replace(".", "_"): tensor.shape for key, tensor in state.items()}
-    wanted = {k: v.shape for k, v in needed.items() if not k.endswith("num_batches_tracked")}
-    missing = [k for k in wanted if k.replace(".", "_") not in found]
-    shapes = [k for k in wanted if k not in missing and found[k.replace(".", "_")] != wanted[k]]
-    if missing or shapes:
-        what = f"misses {len(missing)} of its {len(wanted)} tensors" if missing else "has other shapes"
+        network = _create(name, str(path), {**(options or {}), "pretrained": False})
+    needed = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
+    used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
+    found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
+    # timm loads features leniently, so a wrong file would pass in silence
+    if wrong := misfits(found, {key: tensor.to(_kept(found, key)) for key, tensor in needed.items()}):
         raise TeacherError(
-            f"teacher weights {path} do not belong to {name!r}: the file {what} "
-            f"(first: {(missing + shapes)[0]}). Give the file's own network as teacher, "
-            "or a file saved from this timm model."
+            f"teacher weights {path} do not belong to {name!r}: of its {len(needed)} tensors {wrong}; others "
+            f"in the file: {listed(state.keys() - used.keys()) or 'none'}. Give the file's own network as "
+            "teacher, or a file saved from this timm model."
         )
+    return {key: tensor.float() for key, tensor in used.items()}
+
+
+def _kept(found: dict[str, Tensor], key: str) -> torch.dtype:
+    """The type of a found tensor, if it will do."""
+    return found[key].dtype if key in found and found[key].dtype in FLOATS else torch.float32
 
 
 def _create(name: str, weights: str, options: dict) -> nn.Module:

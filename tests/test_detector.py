@@ -138,8 +138,10 @@ def break_weights(folder, change):
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
         (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
         (
-            lambda f: (f / "config.json").write_text(json.dumps({"config": {"new": 1}, "threshold": 1})),
-            "field new",
+            lambda f: (f / "config.json").write_text(
+                json.dumps({"format": 1, "config": {"new": 1}, "threshold": 1})
+            ),
+            "field new.*update dmdd_lite",
         ),
     ],
 )

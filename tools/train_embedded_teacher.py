@@ -108,12 +108,7 @@ def main():
     optimizer = torch.optim.AdamW(weights, 2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, options.iterations, pct_start=0.1)
     parts = {"network": network, "heads": heads, "optimizer": optimizer, "schedule": schedule}
-    start = 0
-    if options.checkpoint.exists():
-        state = torch.load(options.checkpoint, weights_only=True)
-        start = state.pop("iteration")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+    start = resume(parts, options.checkpoint)
     parameters = material_parameters(MATERIALS, options.seed)
     mean, std = (torch.tensor(EMBEDDED[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
     began, smoothed = time.monotonic(), 0.0
@@ -135,6 +130,19 @@ def main():
                 state["iteration"] = iteration + 1
                 write_atomically(options.checkpoint, lambda path, state=state: torch.save(state, path))
     save_teacher(network, options, (time.monotonic() - began) / 60)
+
+
+def resume(parts: dict, checkpoint: Path) -> int:
+    """The iteration to go on from, everything as it was then; ends the program for an unusable checkpoint."""
+    if not checkpoint.exists():
+        return 0
+    try:
+        state = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["iteration"])
+    except Exception as error:  # pickle and PyTorch raise a dozen types
+        raise SystemExit(f"{checkpoint} is no checkpoint of this tool ({type(error).__name__})") from error
 
 
 def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float):

@@ -1,6 +1,7 @@
 """Which images there are to explore: those of a folder, a category or an evaluation, and uploaded ones."""
 
 import io
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,20 @@ def find_items(source: str | Path | Category | Evaluation) -> list[Item]:
         folder = Path(source)
         if not ((folder / "train" / "good").is_dir() and (folder / "test").is_dir()):
             found = open_folder(folder, recursive=True)
-            return [Item(path.relative_to(folder).as_posix(), path) for path in found]
+            return [Item(shown(path.relative_to(folder).as_posix()), path) for path in found]
         folder = folder.resolve()
         source = open_category(folder.parent, folder.name, check_files=False)
     if not isinstance(source, Category):
         kind = type(source).__name__
         raise TypeError(f"explore a folder, a Category or an Evaluation, not {kind}")
-    return [Item(f"{t.defect}/{t.path.name}", t.path, t.defect, t.mask) for t in source.test]
+    return [Item(shown(f"{t.defect}/{t.path.name}"), t.path, t.defect, t.mask) for t in source.test]
+
+
+def shown(name: str) -> str:
+    """A file's name without what no screen can show or what would change the text around it: line breaks,
+    control characters, marks of direction, bytes that are no text."""
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in hidden else c for c in name)
 
 
 def read_bytes(data: bytes, name: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from ..files import Progress
 from ..fusion import map_kinds
 from ..images import read_image, read_mask
 from ..model import ModelOutput, full_size_maps, image_scores, map_names
-from .items import Item, find_items, read_bytes
+from .items import Item, find_items, read_bytes, shown
 
 ALL_SCALES = 0
 CACHED, BATCH = 8, 8  # images whose maps are kept; images predicted at once
@@ -106,7 +106,7 @@ class Explorer:
     def add(self, name: str, data: bytes) -> int:
         """Append an uploaded image file, scored, and return its index. Raises DataError if it is none."""
         read_bytes(data, name)
-        self.items.append(Item(name, data))
+        self.items.append(Item(shown(name), data))
         index = len(self.items) - 1
         seen = self.see(index)
         for key, rows in self._rows.items():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ..images import DataError
 from . import pictures
+from .items import shown
 from .model import ALL_SCALES, Explorer, Seen
 from .readouts import MAPS, STYLE, distance_table, legend, reading_table, thumbnail, unit
 from .still import BLEND, static_figure
@@ -221,7 +222,7 @@ class ExplorerView:
         files = uploaded_files(self.upload.value)
         if self._busy or not files:
             return
-        name, content = files[-1]
+        name, content = shown(files[-1][0]), files[-1][1]
         try:
             index = self.explorer.add(name, content)
         except DataError as error:

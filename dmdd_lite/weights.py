@@ -1,0 +1,80 @@
+"""Weights from files of any origin: read without running what is in them, compared with what is needed."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+LISTED, LONGEST = 5, 80  # names in a message, and characters of each
+
+
+class WeightsError(ValueError):
+    """Why a file of weights was not read; the message goes after the file's name."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors, on the CPU, of a .safetensors file, or of another that torch.save wrote: of a state, or
+    of what holds one as 'state_dict' or 'model'. Nothing is unpickled as code. Raises WeightsError."""
+    if not path.is_file():  # nor a pipe or a device, which may never end
+        raise WeightsError("cannot be read: there is no such file")
+    if path.suffix != ".safetensors":
+        return _named_tensors(load_plain(path))
+    try:
+        return load_file(path)
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"cannot be read: {error}") from error
+
+
+def load_plain(path: Path, place: str | torch.device = "cpu"):
+    """What torch.save wrote, if it is of tensors and plain values only. Raises WeightsError."""
+    try:
+        return torch.load(path, map_location=place, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):  # of the machine, not of the file
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"cannot be read: {error}") from error
+    except Exception as error:  # pickle's own: a file that wants to run code; the text says how to let it
+        raise WeightsError(f"are not plain tensors and were not opened: {type(error).__name__}") from error
+
+
+def _named_tensors(state) -> dict[str, Tensor]:
+    for inner in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(inner), Mapping):
+            state = state[inner]
+            break
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise WeightsError(f"cannot be read: no named tensors, but a {type(state).__name__}")
+    strange = [name for name, value in state.items() if not _is_plain(value)]
+    if strange:
+        raise WeightsError(f"cannot be read: {listed(strange)} are no plain tensors")
+    return dict(state)
+
+
+def _is_plain(value) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def misfits(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
+    """What keeps `found` from being the tensors that are needed; '' if nothing does."""
+    both = [name for name in needed if name in found]
+    shaped = [name for name in both if found[name].shape == needed[name].shape]
+    typed = [name for name in shaped if found[name].dtype == needed[name].dtype]
+    problems = {
+        "are missing": needed.keys() - found.keys(),
+        "are extra": found.keys() - needed.keys(),
+        "are of another shape": set(both) - set(shaped),
+        "are of another type": set(shaped) - set(typed),
+        "hold NaN or infinity": {name for name in typed if not found[name].isfinite().all()},
+    }
+    told = [f"{len(names)} tensors {what} ({listed(names)})" for what, names in problems.items() if names]
+    return "; ".join(told)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of many names, each cut to a length that one can read."""
+    names = sorted(names)
+    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:LISTED]]
+    return ", ".join([*shown, f"{len(names) - LISTED} more"] if len(names) > LISTED else shown)
