@@ -16,7 +16,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .data import Category, load_masks
-from .detector import Detector
+from .detector import Detector, DetectorError
 from .device import describe, peak_memory_mb, send
 from .download import MVTEC_CATEGORIES
 from .files import Progress, write_json
@@ -54,16 +54,25 @@ class Evaluation:
 def evaluate(
     detector: Detector, category: Category, batch_size: int | None = None, progress: bool = True
 ) -> Evaluation:
-    """Predict every test image and compute the five metrics of its maps, four for a complete model.
+    """Predict every test image and compute the five metrics of each of its maps, five for a complete model.
 
-    batch_size None is 8, on a GPU 32. images_per_second counts inference with smoothing, not reading. Raises
-    DataError for unreadable files.
+    batch_size None is 8, on a GPU 32. Another one, or another number of threads, changes the fused map by
+    2e-6 at most and the others, which reach 2 and more, by 1e-5 (measured in float32 on a CPU).
+    images_per_second counts inference with smoothing, not reading.
+
+    Everything is held in memory, 4 bytes a pixel for image and mask and 4 for each map: 1.6 GB a thousand
+    images of 256 px with five maps. The metrics add 0.4 GB at most for every thread, and what
+    `metrics` says of anomalous pixels.
+
+    Raises DataError for unreadable files, DetectorError naming the image if a score is not finite, and
+    ValueError as `metrics.evaluate_maps`.
     """
     size = detector.config.image_size
     images = load_images([t.path for t in category.test], size, "reading test images" if progress else None)
     with Progress(len(images), "predicting", enabled=progress) as bar:
         maps, scores, seconds = _predict(detector, images, batch_size, bar)
     _release(detector)
+    _check_finite(scores, category)
     if bar.mode == "lines":
         print(f"{SCORING} of {len(images)} images", flush=True)
     masks = load_masks(category.test, size, None).numpy()
@@ -99,6 +108,16 @@ def _predict(detector: Detector, images: Tensor, batch_size: int | None, bar: Pr
         torch.cuda.synchronize(detector.device)
     seconds = time.perf_counter() - began
     return {n: m.numpy() for n, m in maps.items()}, {n: s.numpy() for n, s in scores.items()}, seconds
+
+
+def _check_finite(scores: dict[str, np.ndarray], category: Category):
+    for name, values in scores.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise DetectorError(
+                f"the {name} score of {category.test[bad[0]].path} is {values[bad[0]]} ({bad.size} of "
+                f"{len(values)} are not finite): the weights are broken, lower learning_rate and train again"
+            )
 
 
 def _release(detector: Detector):

@@ -21,6 +21,7 @@ from .teacher import FeatureInfo
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
 IMAGES_PER_COMPONENT = 80  # of the overall look: fewer would fit it to single images
+LEAST_OTHERS = 1e-3  # share that other images have in what is expected of one: none where its look is unique
 
 
 class PositionStatistics(nn.Module):
@@ -92,9 +93,12 @@ class PositionStatistics(nn.Module):
             mean, slope, covariance = part.moments(count, self.used.item())
             getattr(self, f"mean_{k}").copy_(mean)
             getattr(self, f"slope_{k}").copy_(slope)
-            spread = SHRINKAGE * covariance.diagonal(dim1=1, dim2=2).mean()
-            ridge = (spread + 1e-12) * torch.eye(covariance.shape[1], device=covariance.device)
-            factor = torch.linalg.cholesky(covariance + ridge)
+            spread = SHRINKAGE * covariance.diagonal(dim1=1, dim2=2).mean() + 1e-12
+            unit = torch.eye(covariance.shape[1], device=covariance.device)
+            factor, failed = torch.linalg.cholesky_ex(covariance + spread * unit)
+            if failed.any():  # the looks explain all but rounding
+                ridge = (SHRINKAGE * part.spread(count)).clamp(min=spread.clamp(min=1e-12))
+                factor = torch.linalg.cholesky(covariance + ridge[:, None, None] * unit)
             getattr(self, f"precision_{k}").copy_(torch.cholesky_inverse(factor))
         return self
 
@@ -149,9 +153,10 @@ class PositionStatistics(nn.Module):
             free = n - 1 - self.used.to(precision.dtype)
             of_own = self._off_mean(own, k)
             leverage, *crossed = ((1 + (s.looks * own.looks).sum(1)) / n for s in (own, *seen))
-            offs = [off + of_own * (c / (1 - leverage)) for off, c in zip(offs, crossed, strict=True)]
+            others = (1 - leverage).clamp(min=LEAST_OTHERS)
+            offs = [off + of_own * (c / others) for off, c in zip(offs, crossed, strict=True)]
             products = (precision @ torch.cat((of_own, *offs), dim=2)).split(batch, dim=2)
-            share = 1 / ((1 - leverage) * free)
+            share = 1 / (others * free)
             left = (1 - share * (of_own * products[0]).sum(1)).clamp(min=1e-4)
             squares = [
                 ((off * w).sum(1) + share * (of_own * w).sum(1).square() / left) * ((free - 1) / free)
@@ -219,6 +224,10 @@ class _Sums:
         off = off.flatten(2).permute(2, 1, 0)  # H W, R, B
         self.products.baddbmm_(off, off.transpose(1, 2))
         self.with_looks += off @ looks
+
+    def spread(self, count: int) -> Tensor:
+        """Mean square of the values at every position, (H W,), the looks' part included."""
+        return self.products.diagonal(dim1=1, dim2=2).mean(1) / count
 
     def moments(self, count: int, components: float) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (R, H, W); slope (H W, R, G) of the regression on the looks, whose mean is 0 and whose

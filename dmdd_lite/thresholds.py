@@ -6,6 +6,8 @@ Decisions follow `Detector`: an image is anomalous if its score is *above* the t
 import numpy as np
 import pandas as pd
 
+from .metrics import checked_maps, scores_and_labels
+
 
 def error_rates(
     scores: np.ndarray, labels: np.ndarray, thresholds: np.ndarray
@@ -13,11 +15,12 @@ def error_rates(
     """False alarms (share of the good images above) and misses (share of the anomalous ones at or below) of
     each threshold (T,), for image scores (N,) and labels (N,), true where anomalous.
 
-    Raises ValueError unless both kinds of image are there.
+    Raises ValueError unless both kinds of image are there, or for scores that are NaN or infinite.
     """
-    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
-    if labels.all() or not labels.any():
-        raise ValueError("error rates need good and anomalous images")
+    try:
+        scores, labels = scores_and_labels(scores, labels)
+    except ValueError as error:
+        raise ValueError(f"error rates need good and anomalous images with scores: {error}") from error
     good, anomalous = np.sort(scores[~labels]), np.sort(scores[labels])
     at_or_below = [np.searchsorted(kind, thresholds, side="right") / len(kind) for kind in (good, anomalous)]
     return 1 - at_or_below[0], at_or_below[1]
@@ -33,9 +36,9 @@ def expected_cost(false_alarms, misses, prevalence: float, miss_cost: float, ala
 def threshold_table(scores: np.ndarray, labels: np.ndarray, thresholds: dict[str, float]) -> pd.DataFrame:
     """What named thresholds do: rows the thresholds, columns threshold, false alarms and misses (counts of
     images), and their shares in percent."""
-    labels = np.asarray(labels, dtype=bool)
     values = np.array(list(thresholds.values()))
     alarms, misses = error_rates(scores, labels, values)
+    labels = np.asarray(labels) != 0
     return pd.DataFrame(
         {
             "threshold": values.round(3),
@@ -53,36 +56,54 @@ def outline_quality(maps: np.ndarray, masks: np.ndarray, thresholds: dict[str, f
     overlap (intersection over union) of the pixels of the defective images, and the share of the good images
     on which anything is outlined; in percent.
 
-    maps float and masks bool (N, H, W), a mask empty for a good image; precision is NaN with no pixel above.
+    maps float and masks bool (N, H, W), a mask empty for a good image; precision is NaN with no pixel above,
+    and the last column without good images. Raises ValueError as `metrics.checked_maps` does, and for masks
+    without a pixel.
     """
+    maps, masks = _outlined(maps, masks)
     defective = masks.any((1, 2))
     rows = {}
     for name, threshold in thresholds.items():
         above, truth = maps[defective] > threshold, masks[defective]
+        marked = (maps[~defective] > threshold).any((1, 2))
         hits, found = (above & truth).sum(), above.sum()
         rows[name] = {
             "threshold": threshold,
             "precision": 100 * hits / found if found else np.nan,
             "recall": 100 * hits / truth.sum(),
             "overlap": 100 * hits / (above | truth).sum(),
-            "good images marked": 100 * (maps[~defective] > threshold).any((1, 2)).mean(),
+            "good images marked": np.nan if defective.all() else 100 * marked.mean(),
         }
     return pd.DataFrame(rows).T
 
 
 def best_outline(maps: np.ndarray, masks: np.ndarray) -> float:
     """The threshold above which the pixels of maps (N, H, W) overlap most with bool masks (intersection over
-    union, all pixels pooled), halfway to the next lower value.
+    union, all pixels pooled), halfway to the next lower value, or that value if no number lies between.
 
-    Raises ValueError for masks without a pixel.
+    Raises ValueError as `metrics.checked_maps` does, and for masks without a pixel.
     """
-    truth = masks.reshape(-1)
-    if not truth.any():
+    maps, masks = _outlined(maps, masks)
+    values, row = np.unique(maps.reshape(-1), return_inverse=True)  # a threshold cannot part equal values
+    above = np.bincount(row)[::-1].cumsum()
+    hits = np.bincount(row, weights=masks.reshape(-1))[::-1].cumsum()
+    best = len(values) - 1 - (hits / (above + hits[-1] - hits)).argmax()
+    value = float(values[best])
+    if best:
+        lower = float(values[best - 1])
+    else:
+        lower = min(value - 1, float(np.nextafter(values[0], -np.inf, dtype=_floats(maps))))
+    between = value / 2 + lower / 2
+    return between if _floats(maps).type(between) < values[best] else lower
+
+
+def _floats(maps: np.ndarray) -> np.dtype:
+    """The type in which NumPy compares these maps with a number."""
+    return maps.dtype if maps.dtype.kind == "f" else np.dtype(np.float64)
+
+
+def _outlined(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    maps, masks = checked_maps(maps, masks)
+    if not masks.any():
         raise ValueError("no anomalous pixel in the masks: there is nothing to outline")
-    values = maps.reshape(-1).astype(np.float64)
-    order = np.argsort(-values, kind="stable")
-    values, hits = values[order], np.cumsum(truth[order])
-    overlap = hits / (np.arange(1, len(values) + 1) + hits[-1] - hits)
-    lower = np.append(values[1:], values[-1] - 1)
-    best = np.where(values > lower, overlap, -1).argmax()  # a threshold cannot part equal values
-    return float((values[best] + lower[best]) / 2)
+    return maps, masks

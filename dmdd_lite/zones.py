@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from .metrics import checked_maps
+
 SQUARE = np.ones((3, 3), bool)
 
 
@@ -27,11 +29,13 @@ def split_zones(masks: np.ndarray, width: int) -> Zones:
     """Zones of ground-truth masks bool (N, H, W), `width` pixels wide on either side of the outline.
 
     What lies outside the image counts as more of the same, so that a defect cut off by the image's border has
-    no edge there. Raises ValueError for a width below 1.
+    no edge there. Raises ValueError for a width that is no whole number from 1 on, or masks of another shape.
     """
-    if width < 1:
-        raise ValueError(f"width must be at least 1 pixel, got {width}")
-    masks = np.asarray(masks, dtype=bool)
+    if not (width >= 1 and float(width).is_integer()):
+        raise ValueError(f"width must be a whole number of at least 1 pixel, got {width}")
+    masks, width = np.asarray(masks, dtype=bool), int(width)
+    if masks.ndim != 3:
+        raise ValueError(f"masks must have the shape (N, H, W), not {masks.shape}")
     grown = np.zeros_like(masks)
     inner = np.zeros_like(masks)
     for row, mask in enumerate(masks):
@@ -44,10 +48,12 @@ def zone_recall(maps: np.ndarray, zones: Zones, fpr: float = 0.01) -> dict[str, 
     """The share of each zone's pixels above a threshold that a share `fpr` of the background exceeds.
 
     maps float (N, H, W). A good map has much of `centre` and `edge`, and little of `rim`; a zone without
-    pixels gives NaN. Raises ValueError if there is no background or fpr is not within 0..1.
+    pixels gives NaN. Raises ValueError if there is no background, fpr is not within 0..1, or for maps that
+    are not finite or of another shape than the zones.
     """
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must be within 0..1, got {fpr}")
+    maps, _ = checked_maps(maps, zones.background)
     if not zones.background.any():
         raise ValueError("the zones leave no background: the masks fill their images, or width is too large")
     threshold = np.quantile(maps[zones.background], 1 - fpr)

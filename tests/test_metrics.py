@@ -235,11 +235,14 @@ def test_aupro_refuses_limits_outside_0_1(metric, limit):
         metric(masks * 1.0, masks, limit)
 
 
-def test_aupro_per_image_refuses_an_image_without_normal_pixels():
+def test_aupro_per_image_leaves_out_an_image_without_normal_pixels():
     masks = square_masks()
     masks[1] = True
-    with pytest.raises(ValueError, match="mask 1"):
-        metrics.aupro_per_image(masks * 1.0, masks)
+    maps = np.random.default_rng(0).random(masks.shape)
+    assert metrics.aupro_per_image(maps, masks) == metrics.aupro(maps[:1], masks[:1])
+    masks[0] = False
+    with pytest.raises(ValueError, match="every defect fills its image"):
+        metrics.aupro_per_image(maps, masks)
     assert metrics.aupro(masks * 1.0, masks) == 1.0
 
 

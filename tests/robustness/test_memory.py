@@ -1,0 +1,131 @@
+"""Memory stays where it is however long a training, a stream of predictions or a test set is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_config
+
+from dmdd_lite import evaluation, metrics
+from dmdd_lite.data import Category, TestImage
+from dmdd_lite.detector import Detector
+from dmdd_lite.model import build_model, map_names
+from dmdd_lite.teacher import build_teacher
+from dmdd_lite.trainer import Trainer
+from dmdd_lite.training import run
+from dmdd_lite.training_data import TrainingData
+
+HERE = Path(__file__).parent
+PEAK = Path("/proc/self/clear_refs")  # where Linux forgets the peak of a process that writes 5 there
+
+pytestmark = pytest.mark.skipif(not os.access(PEAK, os.W_OK), reason="measures memory as Linux tells it")
+
+
+def peak_mb(work) -> float:
+    """Most memory of this process while it works, in MB."""
+    PEAK.write_text("5")
+    work()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+
+
+def images(count: int, size: int = 64) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, size, size), generator=rng, dtype=torch.uint8)
+
+
+def of_training(iterations: int) -> float:
+    # maps that are enlarged by chance would take more or less
+    config = tiny_config(iterations=iterations, batch_size=1, fusion_start=0.0, fusion_zoom=1.0)
+    model = build_model(config, build_teacher("test_resnet", "random"))
+    trainer = Trainer(config, model, TrainingData(images(6), images(1), None, None, ""))
+    return peak_mb(lambda: run(trainer, progress=False))
+
+
+def of_stream(count: int) -> float:
+    detector = Detector(build_model(tiny_config(), build_teacher("test_resnet", "random")))
+    source = [images(1, 512)[0].permute(1, 2, 0).numpy()] * count
+    return peak_mb(lambda: [None for _ in detector.stream(source)])
+
+
+class Drawn:
+    """Of a detector, what an evaluation needs; its maps are random numbers."""
+
+    config, device, model = tiny_config(), torch.device("cpu"), torch.nn.Identity()
+
+    def device_maps(self, batch):
+        maps = {name: torch.rand(len(batch), 64, 64) for name in map_names(self.config)}
+        return maps, {name: values.amax((1, 2)) for name, values in maps.items()}, None
+
+
+def of_evaluation(count: int) -> float:
+    """Of `count` images of 64 px, every second one with a square; few normal pixels are sorted at a time."""
+    test = tuple(TestImage(Path(str(i)), ("good", "hole")[i % 2], None) for i in range(count))
+    category = Category(Path(), "nut", (), test)
+    masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+    masks[1::2, 10:14, 10:14] = True
+    evaluation.load_images = lambda *arguments: images(count)
+    evaluation.load_masks = lambda *arguments: masks
+    metrics.SLICE = 2**18
+    return peak_mb(lambda: evaluation.evaluate(Drawn(), category, 100, progress=False))
+
+
+@pytest.fixture(scope="module")
+def peaks(depth):
+    """Counts, the lesser and the larger, and the peaks at them by kind of work; in a process of its own.
+
+    What goes before them, at the lesser count, fills what is kept for ever. Training comes last, for it lets
+    the process keep what it frees.
+    """
+    counts = {
+        "of_evaluation": (depth(100, 1000), depth(700, 10_000)),
+        "of_stream": (depth(8, 40), depth(40, 2000)),
+        "of_training": (depth(6, 30), depth(26, 300)),
+    }
+    code = (
+        "import json, torch, test_memory as t; torch.set_num_threads(1)\n"
+        f"for name, (few, many) in {counts}.items():\n"
+        "    work = getattr(t, name); work(few)\n"
+        "    print('PEAKS', json.dumps([name, work(few), work(many)]))"
+    )
+    paths = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parent.parent)))
+    given_back = {f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")}  # what is freed
+    environment = {**os.environ, **given_back, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("PEAKS")]
+    return {name: (*counts[name], *found) for name, *found in lines}
+
+
+def test_training_longer_takes_no_more_memory(peaks, tally):
+    _, many, short, long = peaks["of_training"]
+    assert long - short < 32, peaks  # one step of the allocator is 21 MB, one iteration's graph some MB
+    tally("training iterations in flat memory", many)
+
+
+def test_a_longer_stream_takes_no_more_memory(peaks, tally):
+    _, many, short, long = peaks["of_stream"]
+    assert long - short < 12, peaks  # predictions that were kept would be 1 MB each
+    tally("streamed predictions in flat memory", many)
+
+
+def test_an_evaluation_takes_what_its_documentation_says(peaks, tally):
+    """24 bytes a pixel, and little for the anomalous ones, of which there are 8 an image here."""
+    few, many, short, long = peaks["of_evaluation"]
+    bytes_each = 1e6 * (long - short) / ((many - few) * 64 * 64)
+    assert 22 < bytes_each < 27, peaks
+    tally("evaluated images in bounded memory", many)
+
+
+def test_the_losses_of_a_run_are_four_numbers_an_iteration():
+    config = tiny_config(iterations=4, batch_size=1)
+    model = build_model(config, build_teacher("test_resnet", "random"))
+    trainer = Trainer(config, model, TrainingData(images(6), images(1), None, None, ""))
+    run(trainer, progress=False)
+    assert np.shape(trainer.history) == (4, 4)
+    assert {type(value) for row in trainer.history for value in row} == {int, float}
