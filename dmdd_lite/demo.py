@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from .evaluation import METRICS, collect_results, results_table
-from .runner import NOTEBOOKS, run_notebook
+from .runner import NOTEBOOKS, NotebookError, run_notebook
 from .samples import SAMPLE_CATEGORIES
 
 NOTEBOOK = NOTEBOOKS / "05_mvtec_reproduction.ipynb"
@@ -27,7 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {"category": category, "results_dir": str(options.results.resolve())}
         if options.iterations:
             parameters["iterations"] = options.iterations
-        run_notebook(NOTEBOOK, options.results / f"05_{category}.ipynb", parameters)
+        try:
+            run_notebook(NOTEBOOK, options.results / f"05_{category}.ipynb", parameters)
+        except NotebookError as error:
+            print(error, file=sys.stderr)
+            return 1
     results = collect_results(options.results)
     results = results[results["category"].isin(SAMPLE_CATEGORIES)]
     if options.figures:

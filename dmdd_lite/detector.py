@@ -1,5 +1,6 @@
 """A trained DMDD ready for use: load, predict, save. What users ask for first."""
 
+import hashlib
 import json
 import math
 import os
@@ -156,12 +157,13 @@ class Detector:
                 )
 
     def save(self, folder: str | Path) -> Path:
-        """Write model.safetensors (teacher included, so that loading needs no network) and config.json."""
+        """Write model.safetensors (teacher included, so that loading needs no network) and config.json, which
+        names the other's SHA-256: one of them with another training's is noticed."""
         folder = Path(folder)
         state = {name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
         settings = {"format": FORMAT, "threshold": self.threshold, "config": self.config.to_dict()}
-        write_json(folder / SETTINGS, settings)
+        write_json(folder / SETTINGS, {**settings, "sha256": _sha256(folder / WEIGHTS)})
         return folder
 
     @classmethod
@@ -169,7 +171,7 @@ class Detector:
         """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
         `teacher_weights` of its configuration. Raises DetectorError naming what is wrong."""
         folder, place = Path(folder), resolve_device(device)
-        config, threshold = _read_settings(folder)
+        config, threshold, sha256 = _read_settings(folder)
         try:
             state = read_tensors(folder / WEIGHTS)
         except WeightsError as error:
@@ -185,9 +187,18 @@ class Detector:
                 f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {wrong}; both files must come from "
                 "the same training"
             )
+        if sha256 not in (None, _sha256(folder / WEIGHTS)):
+            raise DetectorError(
+                f"{folder / WEIGHTS} is not the file that {folder / SETTINGS} was written for; both files "
+                "must come from the same training: copy both or train it again"
+            )
         model = build_model(config, teacher)
         model.load_state_dict(state)
         return cls(model.to(place), threshold)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read(source, place: int, count: int) -> Tensor:
@@ -201,7 +212,8 @@ def _read(source, place: int, count: int) -> Tensor:
         raise kind(f"image {place} of {count}: {error}") from error
 
 
-def _read_settings(folder: Path) -> tuple[Config, float]:
+def _read_settings(folder: Path) -> tuple[Config, float, str | None]:
+    """Configuration, threshold, and the SHA-256 of the weights, which detectors of before did not name."""
     if not folder.is_dir():
         raise DetectorError(f"{folder} is no folder; give the folder that Detector.save or train wrote")
     path = folder / SETTINGS
@@ -214,7 +226,7 @@ def _read_settings(folder: Path) -> tuple[Config, float]:
         threshold = settings["threshold"]
         if type(threshold) not in (int, float) or not math.isfinite(threshold):
             raise ValueError(f"threshold must be a finite number, got {threshold!r}")
-        return Config.from_dict(settings["config"]), float(threshold)
+        return Config.from_dict(settings["config"]), float(threshold), settings.get("sha256")
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -151,6 +151,20 @@ def test_files_that_do_not_fit_are_named(saved, spoil, message):
         Detector.load(saved, "cpu")
 
 
+def test_weights_of_another_training_are_noticed(saved):
+    """As after a kill between the two files of a save over another detector. Those saved before name none."""
+    state = load_file(saved / "model.safetensors")
+    first = next(name for name, values in state.items() if values.is_floating_point())
+    save_file({**state, first: state[first] + 1}, saved / "model.safetensors")
+    with pytest.raises(DetectorError, match=r"config\.json was written for; both files must come from"):
+        Detector.load(saved, "cpu")
+    settings = json.loads((saved / "config.json").read_text())
+    del settings["sha256"]
+    (saved / "config.json").write_text(json.dumps(settings))
+    loaded = Detector.load(saved, "cpu").model.state_dict()
+    assert torch.equal(loaded[first], state[first] + 1)
+
+
 def test_wrong_folders_and_files(detector, tmp_path):
     with pytest.raises(DetectorError, match="is no folder"):
         Detector.load(tmp_path / "none")
