@@ -125,7 +125,8 @@ def answer_dialogs(page) -> list[str]:
         offers_kernels = dialog.locator("select").count() > 0
         (accept if offers_kernels or not decline.count() else decline).first.click()
 
-    page.add_locator_handler(page.locator("dialog.jp-Dialog").filter(has_not_text=DIED).last, answer)
+    over = page.locator("dialog.jp-Dialog").filter(has_not_text=DIED).last
+    page.add_locator_handler(over, answer, no_wait_after=True)  # behind one dialog there may be another
     return asked
 
 
