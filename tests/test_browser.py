@@ -1,5 +1,6 @@
 """The explorer in a real browser: JupyterLab in headless Chromium runs a notebook and moves its slider."""
 
+import json
 import os
 import re
 import secrets
@@ -130,10 +131,23 @@ def answer_dialogs(page) -> list[str]:
     return asked
 
 
+def start_kernel(url: str, token: str, notebook: Path) -> None:
+    """Before the notebook is opened: a busy machine has JupyterLab ask for one while cells wait to run, and
+    of those that wait only the last is run then."""
+    session = {"path": notebook.name, "name": "", "type": "notebook", "kernel": {"name": "python3"}}
+    request = urllib.request.Request(
+        f"{url}/api/sessions?token={token}",
+        json.dumps(session).encode(),
+        {"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=SLOW).close()
+
+
 def run_all(page, url: str, token: str, notebook: Path) -> None:
     """Open the notebook, run all of its cells and wait for the explorer; fails with a cell's own error, or
     with what JupyterLab asked."""
     asked = answer_dialogs(page)
+    start_kernel(url, token, notebook)
     page.goto(f"{url}/lab/tree/{notebook.name}?token={token}")
     idle = page.locator(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status='idle']")
     begun = page.locator(".jp-CodeCell .jp-InputPrompt").filter(has_text=re.compile(r"[*\d]"))
