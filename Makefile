@@ -22,7 +22,7 @@ test: $(VENV)/ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests -m "not slow" --ignore tests/robustness
 
 # what breaks runs and readers, at full depth: kills, full disks, damaged and hostile files; half an hour
 stress: $(VENV)/ready
