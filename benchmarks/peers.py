@@ -14,32 +14,26 @@ ablation's, and are not made again.
 import argparse
 import importlib
 import importlib.metadata
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import measure
 import numpy as np
 import torch
-from ablation import Data, read_data
-from ablation_report import collect, quality_table
-from ablation_run import run_name, zone_recalls
+from ablation import Data
+from ablation_report import collect
+from single_map import Run, common_parser, config_of, data_table, make_open, result_of
 from torch import Tensor, nn
 
 from dmdd_lite.config import Config
-from dmdd_lite.data import load_masks, open_category
-from dmdd_lite.device import describe, resolve_device
-from dmdd_lite.evaluation import PROTOCOL
-from dmdd_lite.files import write_json
-from dmdd_lite.images import DataError, load_images
-from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, untrained_network
-
-MAP = "map"  # the one map of a peer
+from dmdd_lite.data import open_category
+from dmdd_lite.device import resolve_device
+from dmdd_lite.images import load_images
+from dmdd_lite.teacher import Teacher, build_teacher, untrained_network
 
 
 class Peer(NamedTuple):
@@ -161,22 +155,6 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
     return {"row": name, "data": data.name, "category": data.category, "settings": values}
 
 
-def is_done(path: Path, settings: dict) -> bool:
-    """Whether the result is there. Raises ValueError, naming what differs, if it is of other settings."""
-    if not path.exists():
-        return False
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        before, now = ({**s, **s["settings"]} for s in (values, settings))
-        differing = [k for k in now if k != "settings" and before.get(k) != now[k]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
-    if differing:
-        told = "; ".join(f"{k}: {before.get(k)!r} -> {now[k]!r}" for k in differing)
-        raise ValueError(f"{path} was made with other settings ({told}); delete it or choose another --out")
-    return True
-
-
 def run_peer(name: str, data: Data, config: Config, options) -> dict:
     """Fit and evaluate one peer. Raises ImportError without anomalib, DataError or TeacherError."""
     device, category = resolve_device(options.device), open_category(data.root, data.category)
@@ -188,76 +166,49 @@ def run_peer(name: str, data: Data, config: Config, options) -> dict:
     seconds = time.perf_counter() - began
     shown = load_images([test.path for test in category.test], config.image_size, None).to(device)
     maps, scores = predict(model, shown)
-    masks = load_masks(category.test, config.image_size, None).numpy()
-    return {
-        **settings_of(name, data, config, options),
-        "seed": config.seed,
-        "protocol": PROTOCOL,
-        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
-        "zones": zone_recalls({MAP: maps}, masks),
-        "seconds": round(seconds, 1),
-        **describe(device),
-        "anomalib": importlib.metadata.version("anomalib"),
-        "images": {"train": len(images), "test": len(masks)},
-    }
+    return result_of(settings_of(name, data, config, options), category, maps, scores, seconds, device)
 
 
 def table(folder: Path) -> str:
     """Markdown of all results of a folder, a part a data set."""
     results = collect(folder)
-    parts = [
-        f"## {data}\n\n{quality_table(results, data, MAP).to_markdown(disable_numparse=True)}"
-        for data in dict.fromkeys(results["data"])
-    ]
-    return "\n\n".join(parts)
+    return "\n\n".join(data_table(results, data) for data in dict.fromkeys(results["data"]))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
+    parser = common_parser(__doc__)
+    parser.set_defaults(teacher="mobilenetv2_100", out=Path("results/peers"))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--teacher", default="mobilenetv2_100", help="timm name of the teacher")
-    parser.add_argument("--teacher-weights", default="", help="its weights, a local file")
-    parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
     parser.add_argument("--coreset", type=float, default=0.01, help="PatchCore: share of patches kept")
     parser.add_argument("--features", type=int, default=100, help="PaDiM: channels kept")
     parser.add_argument("--iterations", type=int, default=300, help="STFPM")
     parser.add_argument("--batch-size", type=int, default=8, help="STFPM")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/peers"), help="folder of the results")
     return parser.parse_args(arguments)
 
 
 def configurations(options: argparse.Namespace) -> list[Config]:
     """One a seed. Raises ValueError or TypeError naming a field."""
-    named = ("teacher", "teacher_weights", "image_size")
-    base = Config.from_dict({n: getattr(options, n) for n in named} | measure.read_fields(options.set))
+    base = config_of(options)
     return [base.replace(seed=seed) for seed in options.seeds]
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """Every peer on every data set, seed by seed."""
+    for config in configurations(options):
+        for data in options.data:
+            for name in options.peers:
+                settings = settings_of(name, data, config, options)
+                yield settings, partial(run_peer, name, data, config, options)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 all there, 2 something is missing or wrong."""
     options = parse(arguments)
     try:
-        for config in configurations(options):
-            for data in options.data:
-                for name in options.peers:
-                    path = options.out / f"{run_name(name, data.name, config.seed)}.json"
-                    if not is_done(path, settings_of(name, data, config, options)):
-                        write_json(path, run_peer(name, data, config, options))
-                        print(f"wrote {path}", flush=True)
-        print(table(options.out))
+        return make_open(options.out, runs(options), table)
     except ModuleNotFoundError as error:
         print(f"{error}: pip install 'dmdd-lite[peers]', in an environment of its own", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, DataError, TeacherError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,24 +13,20 @@ with how much of the way from the untrained network to the ImageNet one the embe
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import measure
 import pandas as pd
-from ablation import Data, read_data
-from ablation_report import collect, quality_table
-from ablation_run import run_name, zone_recalls
-from peers import MAP, is_done
+from ablation import Data
+from ablation_report import collect
+from single_map import MAP, Run, common_parser, config_of, data_table, make_open, result_of
 
-from dmdd_lite.config import Config
-from dmdd_lite.data import load_masks, open_category
-from dmdd_lite.device import describe, resolve_device
-from dmdd_lite.evaluation import PROTOCOL
-from dmdd_lite.files import write_json
-from dmdd_lite.images import DataError, load_images
-from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.data import open_category
+from dmdd_lite.device import resolve_device
+from dmdd_lite.images import load_images
 from dmdd_lite.neighbours import NearestNeighbour
-from dmdd_lite.teacher import Teacher, TeacherError, build_teacher
+from dmdd_lite.teacher import Teacher, build_teacher
 
 OURS, UNTRAINED, GIVEN = "embedded", "untrained", "imagenet"
 JUDGED = {"image_auroc": "image AUROC", "aupro": "AUPRO"}
@@ -38,7 +34,7 @@ JUDGED = {"image_auroc": "image AUROC", "aupro": "AUPRO"}
 
 def settings_of(row: str, data: Data, options, seed: int) -> dict:
     """What a result depends on; the weights file by its name."""
-    config = given_config(options) if row == GIVEN else None
+    config = config_of(options) if row == GIVEN else None
     weights = {OURS: options.embedded_weights or "", UNTRAINED: "random"}
     values = {
         "teacher": config.teacher if config else "embedded",
@@ -51,16 +47,10 @@ def settings_of(row: str, data: Data, options, seed: int) -> dict:
     return {"row": row, "data": data.name, "category": data.category, "settings": values}
 
 
-def given_config(options) -> Config:
-    """Of the teacher that the command names. Raises ValueError or TypeError naming a field."""
-    named = ("teacher", "teacher_weights", "image_size")
-    return Config.from_dict({n: getattr(options, n) for n in named} | measure.read_fields(options.set))
-
-
 def teacher_of(row: str, options, seed: int) -> Teacher:
     """Raises TeacherError."""
     if row == GIVEN:
-        config = given_config(options)
+        config = config_of(options)
         return build_teacher(config.teacher, config.teacher_weights, config.teacher_options)
     return build_teacher("embedded", "random" if row == UNTRAINED else options.embedded_weights, seed=seed)
 
@@ -74,18 +64,8 @@ def run(row: str, data: Data, options, seed: int) -> dict:
     memory = NearestNeighbour().fit(teacher, images, options.patches, seed)
     seconds = time.perf_counter() - began
     maps = memory.maps(load_images([test.path for test in category.test], options.image_size, None)).numpy()
-    masks = load_masks(category.test, options.image_size, None).numpy()
     scores = maps.max(axis=(1, 2))
-    return {
-        **settings_of(row, data, options, seed),
-        "seed": seed,
-        "protocol": PROTOCOL,
-        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
-        "zones": zone_recalls({MAP: maps}, masks),
-        "seconds": round(seconds, 1),
-        **describe(device),
-        "images": {"train": len(images), "test": len(masks)},
-    }
+    return result_of(settings_of(row, data, options, seed), category, maps, scores, seconds, device)
 
 
 def share_of_the_way(results: pd.DataFrame, data: str) -> dict[str, float]:
@@ -104,7 +84,7 @@ def table(folder: Path) -> str:
     """Markdown of all results of a folder, a part a data set."""
     results, parts = collect(folder), []
     for data in dict.fromkeys(results["data"]):
-        parts.append(f"## {data}\n\n{quality_table(results, data, MAP).to_markdown(disable_numparse=True)}")
+        parts.append(data_table(results, data))
         ways = [f"{share:.2f} in {JUDGED[m]}" for m, share in share_of_the_way(results, data).items()]
         if ways:
             parts.append(f"of the way from untrained to ImageNet: {', '.join(ways)}")
@@ -112,38 +92,26 @@ def table(folder: Path) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--teacher", default="", help="timm name of the teacher with ImageNet weights")
-    parser.add_argument("--teacher-weights", default="", help="its weights, a local file")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
+    parser = common_parser(__doc__)
+    parser.set_defaults(out=Path("results/teachers"))
     parser.add_argument("--embedded-weights", default="", help="another file for the embedded teacher")
-    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--patches", type=int, default=10_000, help="patches of good images that are kept")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/teachers"), help="folder of the results")
     return parser.parse_args(arguments)
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """Every teacher on every data set, seed by seed."""
+    for seed in options.seeds:
+        for data in options.data:
+            for row in (OURS, UNTRAINED, *([GIVEN] if options.teacher else [])):
+                settings = settings_of(row, data, options, seed)
+                yield settings, partial(run, row, data, options, seed)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 all there, 2 something is missing or wrong."""
     options = parse(arguments)
-    try:
-        for seed in options.seeds:
-            for data in options.data:
-                for row in (OURS, UNTRAINED, *([GIVEN] if options.teacher else [])):
-                    path = options.out / f"{run_name(row, data.name, seed)}.json"
-                    if not is_done(path, settings_of(row, data, options, seed)):
-                        write_json(path, run(row, data, options, seed))
-                        print(f"wrote {path}", flush=True)
-        print(table(options.out))
-    except (ValueError, TypeError, DataError, TeacherError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return make_open(options.out, runs(options), table)
 
 
 if __name__ == "__main__":
