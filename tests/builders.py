@@ -53,3 +53,8 @@ def tiny_config(**changes):
         "precision": "float32",
     }
     return Config(**{**options, **changes})
+
+
+def spread(start: int, stop: int, most: int) -> list[int]:
+    """About so many numbers of start..stop - 1, evenly, the ends always."""
+    return sorted({*range(start, stop, max(1, (stop - start) // most)), stop - 1})

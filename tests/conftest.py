@@ -6,8 +6,10 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+from builders import make_category
 from reproductions import small_data, small_notebook
 
+from dmdd_lite import download
 from dmdd_lite.samples import write_samples
 
 TRIED = pytest.StashKey[Counter]()
@@ -82,3 +84,18 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
         yield
+
+
+@pytest.fixture
+def nuts(tmp_path):
+    """Two categories of the lightest kind, for what never computes on them."""
+    for name in ("nut", "bolt"):
+        make_category(tmp_path / "data", name)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """Downloads go straight to the address that a test names."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", download.URL_VARIABLE):
+        monkeypatch.delenv(name, raising=False)

@@ -81,9 +81,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", download.URL_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
+def server(no_proxy):
     server = Server()
     yield server
     server.close()

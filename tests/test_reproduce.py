@@ -9,21 +9,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from builders import make_category
 from reproductions import arguments, planned, until, write_result_of, written
 
 from dmdd_lite import reproduce
 from dmdd_lite.config import Config
 from dmdd_lite.reproduction.jobs import ResultError, finished, holder
-
-
-@pytest.fixture
-def nuts(tmp_path):
-    """Two categories of the lightest kind, for what never computes on them."""
-    for name in ("nut", "bolt"):
-        make_category(tmp_path / "data", name)
-    return tmp_path / "data"
-
 
 # ---- planning and checking ----------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from builders import make_category
 from reproductions import arguments, planned, write_result_of, written
 
 from dmdd_lite import reproduce
@@ -14,15 +13,6 @@ from dmdd_lite.evaluation import METRICS
 from dmdd_lite.reproduction import board, jobs, schedule
 from dmdd_lite.reproduction.board import Board, Run, table
 from dmdd_lite.reproduction.jobs import Note, claim, holder
-
-
-@pytest.fixture
-def nuts(tmp_path):
-    """Two categories of the lightest kind, for what never computes on them."""
-    for name in ("nut", "bolt"):
-        make_category(tmp_path / "data", name)
-    return tmp_path / "data"
-
 
 # ---- locks --------------------------------------------------------------------------------------------
 

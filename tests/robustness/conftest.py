@@ -4,8 +4,11 @@
 """
 
 import os
+from functools import partial
 
 import pytest
+from attempts import train_small
+from disks import mounted
 from hypothesis import HealthCheck, settings
 
 STRESS = bool(os.environ.get("DMDD_STRESS"))
@@ -23,3 +26,22 @@ settings.load_profile("dmdd")
 def depth():
     """depth(quick, stress): how many cases a test of its own loop tries."""
     return lambda quick, stress: stress if STRESS else quick
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own that can be filled up."""
+    with mounted(tmp_path / "disk") as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def call(root):
+    """A tiny training into a folder."""
+    return partial(train_small, root)
+
+
+@pytest.fixture(scope="module")
+def whole(call):
+    """The training that nothing happens to."""
+    return call()

@@ -2,37 +2,19 @@
 there before stays whole, and once there is room the same call goes on."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from attempts import assert_same, train_small
+from attempts import assert_same
 from builders import tree
-from disks import FULL, READ_ONLY, files_of_at_most, mounted
+from disks import FULL, READ_ONLY, files_of_at_most
 
 from dmdd_lite import checkpoints, training
 from dmdd_lite.detector import Detector
 from dmdd_lite.files import write_atomically, write_json
 from dmdd_lite.training import Trainer, TrainingError
-
-
-@pytest.fixture
-def disk(tmp_path):
-    with mounted(tmp_path / "disk") as disk:
-        yield disk
-
-
-@pytest.fixture(scope="module")
-def call(root):
-    return partial(train_small, root)
-
-
-@pytest.fixture(scope="module")
-def whole(call):
-    """The training that nothing happens to."""
-    return call()
 
 
 @pytest.fixture

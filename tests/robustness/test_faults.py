@@ -5,31 +5,18 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from attempts import assert_same, train_small
+from attempts import assert_same
 from builders import tree
 
 from dmdd_lite import evaluation, locks, synthesis
 from dmdd_lite.files import Progress, write_atomically, write_json
 from dmdd_lite.training import Trainer, TrainingError
-
-
-@pytest.fixture(scope="module")
-def call(root):
-    return partial(train_small, root)
-
-
-@pytest.fixture(scope="module")
-def whole(call):
-    """The training that nothing happens to."""
-    return call()
-
 
 # ---- threads that die ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
+from builders import spread
 from hypothesis import given
 from hypothesis import strategies as st
 from test_download import PNG, Server, fetch, files_below, member, pack
@@ -270,15 +271,9 @@ def test_zeros_after_the_end_are_not_read_for_ever(place, monkeypatch, tally):
 # ---- archives that are not whole -------------------------------------------------------------------------
 
 
-def spread(count: int, most: int) -> list[int]:
-    """At most so many numbers of 0..count - 1, the ends always."""
-    step = max(1, count // most)
-    return sorted({*range(0, count, step), count - 1})
-
-
 def test_archives_cut_at_any_byte(place, depth, tally):
     whole = xz(tar(member("cable/train/good/000.png", PNG)))
-    cuts = spread(len(whole), depth(60, 10**6))
+    cuts = spread(0, len(whole), depth(60, 10**6))
     for cut in cuts:
         assert place.unpack(whole[:cut]), cut
     tally("damaged archives", len(cuts))
@@ -287,7 +282,7 @@ def test_archives_cut_at_any_byte(place, depth, tally):
 def test_tars_cut_at_any_block_do_not_pass_for_smaller_ones(place, depth, tally):
     whole = tar(member("cable/train/good/000.png", PNG), member("license.txt", b"CC"))
     end = len(whole.rstrip(b"\0"))
-    cuts = sorted({*range(0, end + 1, 512), *spread(end + 1, depth(20, 10**6))})
+    cuts = sorted({*range(0, end + 1, 512), *spread(0, end + 1, depth(20, 10**6))})
     for cut in cuts:
         assert place.unpack(xz(whole[:cut])), cut
         broken = bytearray(whole)
@@ -301,7 +296,7 @@ def test_archives_with_a_flipped_bit_give_the_right_files_or_none(place, depth, 
     whole = xz(tar(member("cable/train/good/000.png", PNG)))
     found = []
     monkeypatch.setattr(place, "forget", lambda: (found.append(files_below(place.root)), rmtree(place.root)))
-    bits = spread(8 * len(whole), depth(80, 10**6))
+    bits = spread(0, 8 * len(whole), depth(80, 10**6))
     for bit in bits:
         broken = bytearray(whole)
         broken[bit // 8] ^= 1 << bit % 8
@@ -415,12 +410,6 @@ FAULTS = {
     "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "not gzip": reply(b"plain", "200 OK", None, "Content-Encoding: gzip"),
 }
-
-
-@pytest.fixture
-def no_proxy(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", download.URL_VARIABLE):
-        monkeypatch.delenv(name, raising=False)
 
 
 def ask(place: Place, server) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from builders import tiny_config
+from builders import spread, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
@@ -223,10 +223,6 @@ def plain(state):
     """The state as a .safetensors file, and how long its header is."""
     data = save(state)
     return data, 8 + struct.unpack("<Q", data[:8])[0]
-
-
-def spread(start: int, stop: int, most: int) -> list[int]:
-    return sorted({*range(start, stop, max(1, (stop - start) // most)), stop - 1})
 
 
 def test_safetensors_cut_at_any_byte(tmp_path, plain, depth, tally):

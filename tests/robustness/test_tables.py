@@ -7,27 +7,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from builders import make_category, tree
-from disks import FULL, READ_ONLY, mounted
+from builders import tree
+from disks import FULL, READ_ONLY
 from reproductions import arguments, planned, write_result_of
 
 from dmdd_lite import locks, reproduce
 from dmdd_lite.reproduction import jobs, schedule
 from dmdd_lite.reproduction.board import Board, Run
 from dmdd_lite.runner import NotebookError, run_notebook
-
-
-@pytest.fixture
-def disk(tmp_path):
-    with mounted(tmp_path / "disk") as disk:
-        yield disk
-
-
-@pytest.fixture
-def nuts(tmp_path):
-    for name in ("nut", "bolt"):
-        make_category(tmp_path / "data", name)
-    return tmp_path / "data"
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
