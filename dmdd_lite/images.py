@@ -24,6 +24,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
 from .files import Progress
+from .room import zeros
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # what Pillow may try, so that no other decoder meets unknown files
 MAX_LISTED = 20
@@ -90,10 +91,15 @@ def read_mask(path: str | Path, size: int | None = None) -> torch.Tensor:
 
 
 def load_images(
-    paths: Sequence[str | Path], size: int, progress: str | None = "reading", workers: int | None = None
+    paths: Sequence[str | Path],
+    size: int,
+    progress: str | None = "reading",
+    workers: int | None = None,
+    on_disk: bool = False,
 ) -> torch.Tensor:
-    """uint8 (N, 3, size, size) in the order of `paths`; `progress` names the bar, None silences it."""
-    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    """uint8 (N, 3, size, size) in the order of `paths`; `progress` names the bar, None silences it; `on_disk`
+    as `room.zeros`."""
+    images = zeros((len(paths), 3, size, size), torch.uint8, on_disk)
     for index, image in enumerate(in_threads(lambda p: read_image(p, size), paths, progress, workers)):
         images[index] = image
     return images

@@ -77,10 +77,10 @@ def test_a_log_tells_when_the_device_has_done_its_part(scored, monkeypatch, caps
         parameter.grad = torch.zeros_like(parameter)
     read = []
 
-    def masks_after(*arguments):
+    def masks_after(*arguments, **options):
         assert all(parameter.grad is None for parameter in detector.model.parameters())
         read.append(capsys.readouterr().out)
-        return load_masks(*arguments)
+        return load_masks(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "load_masks", masks_after)
     monkeypatch.setenv("DMDD_PROGRESS", "lines")

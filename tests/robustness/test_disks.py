@@ -2,18 +2,24 @@
 there before stays whole, and once there is room the same call goes on."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from attempts import assert_same
-from builders import tree
+from builders import tiny_config, tree
 from disks import FULL, READ_ONLY, files_of_at_most
 
-from dmdd_lite import checkpoints, training
+from dmdd_lite import checkpoints, evaluation, room, training
+from dmdd_lite.data import open_category
 from dmdd_lite.detector import Detector
+from dmdd_lite.evaluation import evaluate
 from dmdd_lite.files import write_atomically, write_json
+from dmdd_lite.model import build_model
+from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import Trainer, TrainingError
 
 
@@ -152,3 +158,33 @@ def test_a_finished_run_is_loaded_from_a_read_only_folder(call, whole, disk, tal
     call(disk.folder / "run")
     assert not (disk.folder / "run" / "training.lock").exists()
     tally("read-only folders", 2)
+
+
+# ---- temporary files ----------------------------------------------------------------------------------
+
+
+def test_a_test_split_that_has_no_room_is_refused_at_once(disk, monkeypatch, tally):
+    """Were it not, a mapped file on a full disk would end the process."""
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    held = room.zeros((100, 64), on_disk=True)
+    assert tree(disk.folder) == {}  # it has no name that a killed process could leave behind
+    free = shutil.disk_usage(disk.folder).free
+    with pytest.raises(OSError, match=rf"{FULL}.*TMPDIR.*'{disk.folder}'"):
+        room.zeros((2 * free,), torch.uint8, on_disk=True)
+    assert tree(disk.folder) == {}
+    assert shutil.disk_usage(disk.folder).free == free
+    del held
+    assert shutil.disk_usage(disk.folder).free > free
+    tally("full disks")
+
+
+def test_a_test_split_in_temporary_files_gives_the_same_numbers(root, monkeypatch):
+    category = open_category(root, "lever")
+    detector = Detector(build_model(tiny_config(), build_teacher("test_resnet", "random")))
+    held = evaluate(detector, category, progress=False)
+    monkeypatch.setattr(evaluation, "HELD", 0)
+    filed = evaluate(detector, category, progress=False)
+    assert filed.metrics == held.metrics
+    for name in ("images", "masks"):
+        assert np.array_equal(getattr(filed, name), getattr(held, name))
+    assert all(np.array_equal(filed.maps[name], held.maps[name]) for name in held.maps)
