@@ -23,7 +23,8 @@ class TrainingError(RuntimeError):
 
 @contextlib.contextmanager
 def own_folder(folder: Path | None) -> Iterator[None]:
-    """The folder, made if it is not there, is this training's alone, and can be written to.
+    """The folder, made if it is not there, is this training's alone, and can be written to. One that was made
+    and is still empty at the end, because the training was refused, does not stay.
 
     Raises TrainingError naming it if it cannot, or if another process still trains into it after
     `locks.PATIENCE` seconds.
@@ -32,6 +33,8 @@ def own_folder(folder: Path | None) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
+        if not folder.exists():
+            stack.callback(_remove_empty, folder)
         try:
             stack.enter_context(locks.claim(folder / LOCK, f"{folder} is used for a training"))
         except locks.Busy as error:
@@ -41,6 +44,11 @@ def own_folder(folder: Path | None) -> Iterator[None]:
                 f"{folder} cannot be written to ({error}); mend that or use another output folder"
             ) from error
         yield
+
+
+def _remove_empty(folder: Path):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

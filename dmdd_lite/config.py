@@ -329,6 +329,11 @@ class Config:
             raise ValueError(
                 f"student_bottleneck=4 needs an image_size that is a multiple of 64, got {self.image_size}"
             )
+        if self.batch_size == 1 and self.image_size == 16 * self.student_bottleneck:
+            raise ValueError(
+                f"batch_size=1 leaves batch norm one value a channel with image_size={self.image_size} and "
+                f"student_bottleneck={self.student_bottleneck}; raise batch_size or image_size"
+            )
         if len(self.position_pool) != 3:
             raise ValueError(f"position_pool must be three numbers of cells, got {shown(self.position_pool)}")
         if len(self.student_blocks) not in (0, 3):

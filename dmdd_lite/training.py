@@ -107,9 +107,10 @@ class LossReader:
         for name, value in zip(Losses._fields, row, strict=True):
             off = name == "msn" and iteration < config.fusion_start * config.iterations
             if not math.isfinite(value) and not off:
+                remedy = _remedy(config, of_fusion=name == "msn")  # the branches' losses were finite
                 raise TrainingError(
-                    f"L_{name.upper()} is {value} at iteration {iteration}: lower learning_rate "
-                    f"(now {config.learning_rate}) or set clip_norm=1; the last checkpoint is intact"
+                    f"L_{name.upper()} is {value} at iteration {iteration}: {remedy}; "
+                    "the last checkpoint is intact"
                 )
 
 
@@ -161,9 +162,15 @@ def _check_weights(trainer: Trainer):
     finite = [values.isfinite().all() for network in networks for values in network.state_dict().values()]
     if not torch.stack(finite).all():
         raise TrainingError(
-            f"a weight is NaN or infinite after {trainer.iteration} iterations: lower learning_rate (now "
-            f"{trainer.config.learning_rate}) or set clip_norm=1; the last checkpoint is intact"
+            f"a weight is NaN or infinite after {trainer.iteration} iterations: {_remedy(trainer.config)}; "
+            "the last checkpoint is intact"
         )
+
+
+def _remedy(config: Config, of_fusion: bool = False) -> str:
+    if of_fusion:
+        return f"lower fusion_learning_rate (now {config.fusion_learning_rate})"
+    return f"lower learning_rate (now {config.learning_rate}) or set clip_norm=1"
 
 
 def _told(history: list[list[float]]) -> str:
@@ -182,8 +189,8 @@ def _detector(model: DMDD, data: TrainingData) -> Detector:
     detector = Detector.calibrated(model, data.held_out if held_out else data.images, not held_out)
     if not math.isfinite(detector.threshold):
         raise TrainingError(
-            f"a good image's score is {detector.threshold}, the weights have grown out of all bounds: lower "
-            f"learning_rate (now {model.config.learning_rate}) or set clip_norm=1, in another output folder"
+            f"a good image's score is {detector.threshold}, the weights have grown out of all bounds: "
+            f"{_remedy(model.config)}, in another output folder"
         )
     return detector
 

@@ -185,16 +185,24 @@ def test_other_training_images_are_noticed(root, only_train, tmp_path):
             train(tiny_config(), only_train, "lever", "", tmp_path / run, "cpu", progress=False)
 
 
-def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(root, tmp_path, monkeypatch):
-    real = trainer_module.ngm_loss
+@pytest.mark.parametrize(
+    "loss, sound, told",
+    [("ngm_loss", 6, "L_NGM is nan at iteration 3: lower learning_rate"),
+     ("fusion_loss", 1, "L_MSN is nan at iteration 3: lower fusion_learning_rate")],
+)  # fmt: skip
+def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(
+    root, tmp_path, monkeypatch, loss, sound, told
+):
+    """After so many sound calls of the loss, the other ones are NaN."""
+    real = getattr(trainer_module, loss)
     calls = []
 
     def broken(*args):
         calls.append(1)
-        return real(*args) * (float("nan") if len(calls) > 6 else 1)
+        return real(*args) * (float("nan") if len(calls) > sound else 1)
 
-    monkeypatch.setattr(trainer_module, "ngm_loss", broken)
-    with pytest.raises(TrainingError, match=r"L_NGM is nan at iteration 3: lower learning_rate"):
+    monkeypatch.setattr(trainer_module, loss, broken)
+    with pytest.raises(TrainingError, match=told):
         train(tiny_config(), root, "lever", "", tmp_path, "cpu", checkpoint_every=1, progress=False)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["iteration"] == 3

@@ -389,7 +389,7 @@ def test_too_few_images_for_statistics_are_told(tmp_path):
         ValueError, match="needs at least three training images, got 2: add good images, lower"
     ):
         train(tiny_config(), tmp_path, "nut", output_dir=tmp_path / "out", device="cpu", progress=False)
-    assert not (tmp_path / "out/detector").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name, content, message", [

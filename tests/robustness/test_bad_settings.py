@@ -143,6 +143,7 @@ def test_wrong_types_and_ranges_are_refused(name, tally):
     ({"image_size": 129}, "image_size must be a multiple of 32, got 129; try 128"),
     ({"image_size": 10**9}, "image_size must be at most 4096, got 1000000000"),
     ({"student_bottleneck": 4, "image_size": 96}, "multiple of 64, got 96"),
+    ({"student_bottleneck": 4, "image_size": 64, "batch_size": 1}, "raise batch_size or image_size"),
     ({"student_blocks": (1, 1)}, r"student_blocks must be \(\) or three numbers from 1, got \(1, 1\)"),
     ({"student_blocks": (1, 0, 1)}, "student_blocks must be at least 1, got 0"),
     ({"student_blocks": (1, 10**6, 1)}, "student_blocks must be at most 100"),
