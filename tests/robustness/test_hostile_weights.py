@@ -17,6 +17,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -197,7 +198,7 @@ def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, t
             with pytest.raises(TrainingError, match=rf"{checkpoint} is not .*plain tensors.*delete it"):
                 load_checkpoint(checkpoint, Trainer())
             with pytest.raises(SystemExit, match=str(checkpoint)):
-                tool["resume"]({"network": torch.nn.Linear(1, 1)}, checkpoint)
+                tool["resume"]({"network": torch.nn.Linear(1, 1)}, SimpleNamespace(checkpoint=checkpoint))
             (saved / WEIGHTS).write_bytes(data)
             with pytest.raises(DetectorError, match=str(saved / WEIGHTS)):
                 Detector.load(saved, "cpu")
