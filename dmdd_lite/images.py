@@ -142,7 +142,15 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         if image.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
             raise ValueError(f"more than {MAX_SCANS} scans, which takes very long")
+        if image.format == "PNG":
+            _check_sums(path)
         yield image
+
+
+def _check_sums(path: str | Path):
+    """Of all parts of a PNG: Pillow skips those of the pixels when it decodes them."""
+    with open(path, "rb") as file, Image.open(file, formats=("PNG",)) as image:
+        image.verify()
 
 
 def _scans(path: str | Path) -> int:
