@@ -24,7 +24,7 @@ test: $(VENV)/ready
 test-fast: $(VENV)/ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests -m "not slow" --ignore tests/robustness
 
-# what breaks runs and readers, at full depth: kills, full disks, damaged and hostile files; half an hour
+# what breaks runs and readers, at full depth: kills, full disks, damaged and hostile files; ten minutes
 stress: $(VENV)/ready
 	@DMDD_STRESS=1 $(BIN)/python -m pytest tests/robustness
 
