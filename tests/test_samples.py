@@ -119,8 +119,20 @@ def test_sample_root_names_version_seed_size_and_unusual_counts(tmp_path, monkey
     default = sample_root(categories=())
     assert default == tmp_path / "cache" / f"samples-v{samples.GENERATOR_VERSION}-seed0-256px"
     names = {default, sample_root(seed=1, categories=()), sample_root(size=64, categories=())}
-    names.add(sample_root(train=5, categories=()))
-    assert len(names) == 4
+    names |= {sample_root(train=5, categories=()), sample_root(train=0, categories=())}
+    names |= {sample_root(good=5, categories=()), sample_root(train=60, categories=())}
+    assert len(names) == 7
+
+
+def test_each_category_has_its_own_number_of_training_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "TRAIN_IMAGES", {"fabric": 2, "pcb": 1, "lever": 3})
+    root = sample_root(size=32, cache_dir=tmp_path, good=1, per_defect=1)
+    drawn = {
+        category: len(list((root / category / "train/good").iterdir())) for category in SAMPLE_CATEGORIES
+    }
+    assert drawn == samples.TRAIN_IMAGES
+    write_samples(root, "lever", size=32, train=0, good=1, per_defect=1)
+    assert not (root / "lever/train").exists()
 
 
 def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):

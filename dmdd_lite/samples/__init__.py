@@ -23,8 +23,8 @@ from ..files import Progress
 from . import fabric, lever, pcb
 from .canvas import Flaw, add_noise, changed_pixels, expose
 
-GENERATOR_VERSION = 1  # raise it with every change that alters an image: it is part of the cache's name
-DEFAULT_COUNTS = (60, 20, 10)  # train, good, per_defect
+GENERATOR_VERSION = 2  # part of the cache's name: raise it whenever an image or a default count changes
+TRAIN_IMAGES = {"fabric": 60, "pcb": 60, "lever": 240}  # a part in any rotation needs more, see the README
 AREA = (0.003, 0.10)  # least and largest share of an image that a defect covers
 ATTEMPTS = 20  # draws of a defect until its area is in range
 
@@ -120,26 +120,27 @@ def write_samples(
     category: str,
     seed: int = 0,
     size: int = 256,
-    train: int = 60,
+    train: int | None = None,
     good: int = 20,
     per_defect: int = 10,
 ) -> Path:
     """Write a category in the MVTec AD layout below `root` and return its folder; an older one is replaced.
 
-    `train` and `good` count the good images for training and test. Raises ValueError for an unknown category
-    and for size < 32.
+    `train` (by default the category's number in TRAIN_IMAGES) and `good` count the good images for training
+    and test. Raises ValueError for an unknown category and for size < 32.
     """
     _check(category, None, size)
     target = Path(root) / category
     return _write_category(target, seed, size, (train, good, per_defect), replace=target.is_dir())
 
 
-def _write_category(target: Path, seed: int, size: int, counts: tuple[int, int, int], replace: bool) -> Path:
+def _write_category(target: Path, seed: int, size: int, counts: tuple, replace: bool) -> Path:
     """Fill a folder under another name, then rename it to `target`: no unfinished one ever bears that name.
 
     Where another process finishes the same folder meanwhile, that one stays, unless `replace`.
     """
     category, (train, good, per_defect) = target.name, counts
+    train = TRAIN_IMAGES[category] if train is None else train
     jobs = [("train", None, i) for i in range(train)] + [("test", None, i) for i in range(good)]
     jobs += [("test", defect, i) for defect in defect_names(category) for i in range(per_defect)]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,21 +172,21 @@ def sample_root(
     size: int = 256,
     cache_dir: str | Path | None = None,
     categories: tuple[str, ...] = SAMPLE_CATEGORIES,
-    train: int = 60,
+    train: int | None = None,
     good: int = 20,
     per_defect: int = 10,
 ) -> Path:
     """Folder in the MVTec AD layout that holds the sample categories; draws those which are missing.
 
     `cache_dir` defaults to the environment variable DMDD_LITE_CACHE, else to the user's cache folder. The
-    folder's name tells generator version, seed, size and, where not the default, the counts. Raises
-    ValueError for an unknown category and for size < 32.
+    folder's name tells generator version, seed, size and, where not the default, the counts; these are as
+    in `write_samples`. Raises ValueError for an unknown category and for size < 32.
     """
     for category in categories:
         _check(category, None, size)
     cache = Path(cache_dir or os.environ.get("DMDD_LITE_CACHE") or pooch.os_cache("dmdd-lite"))
-    counts = (train, good, per_defect)
-    suffix = "" if counts == DEFAULT_COUNTS else "-{}-{}-{}".format(*counts)
+    counts, usual = (train, good, per_defect), "usual" if train is None else train
+    suffix = "" if counts == (None, 20, 10) else f"-{usual}-{good}-{per_defect}"
     root = cache.expanduser() / f"samples-v{GENERATOR_VERSION}-seed{seed}-{size}px{suffix}"
     for category in categories:
         if not (root / category).is_dir():
