@@ -25,6 +25,8 @@ from .canvas import Flaw, add_noise, changed_pixels, expose
 
 GENERATOR_VERSION = 2  # part of the cache's name: raise it whenever an image or a default count changes
 TRAIN_IMAGES = {"fabric": 60, "pcb": 60, "lever": 240}  # a part in any rotation needs more, see the README
+Counts = tuple[int | None, int, int]
+DEFAULT_COUNTS: Counts = (None, 20, 10)  # train (None: as in TRAIN_IMAGES), good, per_defect
 AREA = (0.003, 0.10)  # least and largest share of an image that a defect covers
 ATTEMPTS = 20  # draws of a defect until its area is in range
 
@@ -134,7 +136,7 @@ def write_samples(
     return _write_category(target, seed, size, (train, good, per_defect), replace=target.is_dir())
 
 
-def _write_category(target: Path, seed: int, size: int, counts: tuple, replace: bool) -> Path:
+def _write_category(target: Path, seed: int, size: int, counts: Counts, replace: bool) -> Path:
     """Fill a folder under another name, then rename it to `target`: no unfinished one ever bears that name.
 
     Where another process finishes the same folder meanwhile, that one stays, unless `replace`.
@@ -185,8 +187,9 @@ def sample_root(
     for category in categories:
         _check(category, None, size)
     cache = Path(cache_dir or os.environ.get("DMDD_LITE_CACHE") or pooch.os_cache("dmdd-lite"))
-    counts, usual = (train, good, per_defect), "usual" if train is None else train
-    suffix = "" if counts == (None, 20, 10) else f"-{usual}-{good}-{per_defect}"
+    counts = (train, good, per_defect)
+    trained_on = "usual" if train is None else train
+    suffix = "" if counts == DEFAULT_COUNTS else f"-{trained_on}-{good}-{per_defect}"
     root = cache.expanduser() / f"samples-v{GENERATOR_VERSION}-seed{seed}-{size}px{suffix}"
     for category in categories:
         if not (root / category).is_dir():
