@@ -94,6 +94,8 @@ ROWS = (
     Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
     Row("jitter_0", "the MSN sees maps at their own strength", {"fusion_jitter": 0.0}),
     Row("zoom_1", "the MSN sees maps at their own size", {"fusion_zoom": 1.0}),
+    Row("unseen", "every other iteration, the MSN learns from alterations", {"fusion_unseen": 0.5}),
+    Row("unseen_skip", "the same, with less of the plain sum", {"fusion_unseen": 0.5, "fusion_skip": 0.25}),
     Row("skip_0", "the MSN alone, without the share of the plain sum", {"fusion_skip": 0.0}),
     Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
     # schedule

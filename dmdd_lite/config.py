@@ -226,6 +226,14 @@ class Config:
         low=1.0,
         high=16.0,
     )
+    fusion_unseen: float = option(
+        0.0,
+        "ours",
+        "share of the iterations in which the segmentation network learns from anomalies of other kinds than "
+        "the branches are distilled on, so that it cannot rely on what gives only those away",
+        low=0.0,
+        high=1.0,
+    )
     fusion_start: float = option(
         0.2,
         "ours",

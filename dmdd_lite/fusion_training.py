@@ -1,7 +1,8 @@
 """How the fusion learns: beside the student, or afterwards on the kept maps of a finished one.
 
 The second way is for comparing fusions: the student's maps are computed once, and a fusion trained on them
-takes seconds. The masks are those of synthetic anomalies [paper]; varied maps are ours [ours].
+takes seconds. The masks are those of synthetic anomalies [paper]; varied maps and anomalies that the branches
+are not distilled on are ours [ours].
 """
 
 from typing import NamedTuple
@@ -9,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .alterations import alter, is_altered
 from .config import Config
 from .device import autocast
 from .files import Progress
 from .fusion import build_fusion, jitter_maps, zoom_maps
-from .losses import msn_loss, resize_mask
+from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
 from .synthesis import Pairs, step_generator
 
@@ -43,7 +45,7 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
         for number in range(batches):
             batch = pairs.batch(number)
             with autocast(batch.normal.device, model.config.precision):
-                seen = fusion_inputs(model, batch)
+                seen = fusion_inputs(model, batch, number)
             share = resize_mask(batch.mask, seen.shape[2:])
             maps.append(seen.half())
             masks.append(torch.cat((torch.zeros_like(share), share)))
@@ -51,16 +53,29 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
     return KeptMaps(torch.stack(maps), torch.stack(masks))
 
 
-def fusion_inputs(model: DMDD, pairs: Pairs) -> Tensor:
-    """Calibrated maps (2 B, K, h, w) of both views of pairs made from *training* images: the statistics of
-    positions, where they were fitted, leave out each image itself, as in training."""
+def fusion_inputs(model: DMDD, pairs: Pairs, number: int) -> Tensor:
+    """Calibrated maps (2 B, K, h, w) of both views of batch `number` of pairs made from *training* images,
+    with alterations as in training; the statistics of positions, where they were fitted, leave out each image
+    itself, as in training."""
     views = torch.cat((pairs.normal, pairs.anomalous)).contiguous(memory_format=torch.channels_last)
     features = model.teacher(views)
-    own = None
+    own = twice = None
     if model.position is not None and model.position.count and not model.config.illumination:
-        normal = (f[: len(pairs.normal)] for f in features)
-        own = tuple(torch.cat((f, f)) for f in normal)
-    return model.calibration(sum(model.distances(views, features, own), ()))
+        own = tuple(f[: len(pairs.normal)] for f in features)
+        twice = tuple(torch.cat((f, f)) for f in own)
+    maps = model.calibration(sum(model.distances(views, features, twice), ()))
+    if not is_altered(model.config.fusion_unseen, number):
+        return maps
+    return torch.cat((maps[: len(pairs.normal)], altered_inputs(model, pairs, own, number)))
+
+
+@torch.no_grad()
+def altered_inputs(model: DMDD, pairs: Pairs, own: Features | None, number: int) -> Tensor:
+    """Calibrated maps (B, K, h, w) of the normal views of batch `number`, altered where the anomalous ones
+    have a texture. own: T(x_n), for the statistics of positions to leave out, or None. [ours]"""
+    rng = step_generator(model.config.seed, "alterations", number, pairs.normal.device)
+    images = alter(pairs.normal, pairs.mask, rng).contiguous(memory_format=torch.channels_last)
+    return model.calibration(sum(model.distances(images, model.teacher(images), own), ()))
 
 
 def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .alterations import is_altered
 from .checkpoints import TrainingError
 from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
-from .fusion_training import fusion_loss
+from .fusion_training import altered_inputs, fusion_loss
 from .losses import Features, aim_loss, distillation_maps, ngm_loss
 from .model import DMDD, usual_distances
 from .position import mean_features
@@ -136,8 +137,12 @@ class Trainer:
         ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
         if not self.fusing:
             return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
-        maps = torch.cat(self.fusion_inputs(found, teacher))
+        inputs = self.fusion_inputs(found, teacher)
         with autocast(self.device, self.config.precision):
+            if is_altered(self.config.fusion_unseen, self.iteration):
+                own = None if self.config.illumination else teacher[0]
+                inputs[1] = altered_inputs(self.model, pairs, own, self.iteration)
+            maps = torch.cat(inputs)
             msn = fusion_loss(self.networks["fusion"], maps, torch.cat(masks), self.config, self.iteration)
         if learn:
             msn.backward()

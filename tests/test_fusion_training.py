@@ -21,7 +21,7 @@ from dmdd_lite.fusion_comparison import (
     train_fusions,
     with_fusion,
 )
-from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.fusion_training import KeptMaps, altered_inputs, fusion_loss, keep_maps, train_fusion
 from dmdd_lite.losses import resize_mask
 from dmdd_lite.model import MAP_NAMES, build_model
 from dmdd_lite.synthesis import Pairs
@@ -93,6 +93,20 @@ def test_kept_maps_leave_each_image_out_of_the_statistics():
             kinds = model.distances(view, model.teacher(view), own)
         expected = model.calibration(sum(kinds, ()))
         torch.testing.assert_close(kept.maps[0, rows].float(), expected, atol=5e-3, rtol=5e-3)
+
+
+def test_kept_maps_have_the_alterations_of_training(model):
+    """In every second batch, instead of the textures; the masks are the same."""
+    model = copy.deepcopy(model)
+    plain = keep_maps(model, FixedPairs(), 2, progress=False)
+    model.config = model.config.replace(fusion_unseen=0.5)
+    kept = keep_maps(model, FixedPairs(), 2, progress=False)
+    altered = altered_inputs(model, FixedPairs().batch(1), None, 1)
+    assert torch.equal(kept.masks, plain.masks)
+    assert torch.equal(kept.maps[0], plain.maps[0])
+    assert torch.equal(kept.maps[1, :2], plain.maps[1, :2])
+    torch.testing.assert_close(kept.maps[1, 2:].float(), altered, atol=2e-3, rtol=2e-3)
+    assert not torch.equal(kept.maps[1, 2:], plain.maps[1, 2:])
 
 
 def test_the_student_and_its_statistics_stay_as_they_were(model):

@@ -15,6 +15,7 @@ from builders import tiny_config
 
 from dmdd_lite import trainer as trainer_module
 from dmdd_lite import training
+from dmdd_lite.alterations import alter
 from dmdd_lite.data import DataError
 from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
@@ -248,6 +249,23 @@ def test_the_fusion_learns_on_maps_of_images_as_if_they_were_new(root):
         torch.testing.assert_close(found[:, 6:], expected, rtol=1e-3, atol=1e-3)
     good = seen[0][:2] / model.calibration.shares()[:, None, None]
     torch.testing.assert_close(good.mean((0, 2, 3)), torch.zeros(9), rtol=0, atol=0.1)  # levels are of these
+
+
+def test_every_other_iteration_the_fusion_sees_alterations_instead_of_textures(root):
+    trainer = make_trainer(root, tiny_config(fusion_start=0.0, fusion_unseen=0.5, position_channels=2))
+    trainer.config = trainer.config.replace(fusion_jitter=0.0, fusion_zoom=1.0)
+    trainer.model.eval()  # that a batch gives the same maps again
+    pairs, seen = trainer.pairs.batch(0), []
+    trainer.model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for trainer.iteration in (1, 2):
+        trainer.losses(pairs)
+        images = alter(pairs.normal, pairs.mask, step_generator(trainer.config.seed, "alterations", 1))
+        views = pairs.normal, images if trainer.iteration == 1 else pairs.anomalous
+        own = trainer.model.teacher(pairs.normal)
+        for found, view in zip(seen.pop().chunk(2), views, strict=True):
+            maps = trainer.model.distances(view, trainer.model.teacher(view), own)
+            expected = trainer.model.calibration(sum(maps, ()))
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_every_image_once_an_epoch(root):

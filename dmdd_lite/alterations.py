@@ -1,0 +1,50 @@
+"""Anomalies of other kinds than those that the branches are distilled on, for the fusion to learn from.
+
+How the maps of the two branches differ gives the anomalies away that the student was distilled on, and no
+others. A fusion that learns from those alone comes to rely on it. What combines must learn from what the
+combined have not seen, as in stacking (Wolpert, 1992). [ours]
+
+Legend: B images, H x W pixels. Every random step takes a torch.Generator on the images' device.
+"""
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+
+@torch.no_grad()
+def alter(normal: Tensor, mask: Tensor, rng: Generator) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1], each altered within its mask (B, H, W) of 0 and 1, with soft borders, in
+    one of six ways: lighter or darker, flatter or harsher, blurred, noisy, tinted, or showing another image
+    of the batch, mirrored; -> (B, 3, H, W) in [0, 1]. H and W at least 16."""
+    batch, device = len(normal), normal.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=device)
+
+    def gaussian(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=rng, device=device)
+
+    with torch.autocast(device.type, enabled=False):  # filters are convolutions
+        soft = gaussian_blur(mask[:, None].to(normal.dtype), [5, 5], [1.0, 1.0])
+        around = gaussian_blur(normal, [31, 31], [8.0, 8.0])
+        blurred = gaussian_blur(normal, [11, 11], [2.5, 2.5])
+    sign = (uniform(-1, 1) > 0).to(normal.dtype) * 2 - 1
+    detail = torch.where(uniform(0, 1) < 0.5, uniform(0, 0.4), uniform(1.8, 3))
+    ways = torch.stack(
+        (
+            normal + sign * uniform(0.04, 0.3),
+            torch.lerp(around, normal, detail),
+            blurred,
+            normal + uniform(0.04, 0.15) * gaussian(1, *normal.shape[2:]),
+            normal * (1 + sign * uniform(0.1, 0.4)) * torch.exp(0.2 * gaussian(3, 1, 1)),
+            normal.roll(1, 0).flip(3),
+        )
+    )
+    way = torch.randint(len(ways), (batch,), generator=rng, device=device)
+    return torch.lerp(normal, ways[way, torch.arange(batch, device=device)], soft).clamp(0, 1)
+
+
+def is_altered(share: float, iteration: int) -> bool:
+    """Whether an iteration's anomalies are alterations, so that all until now have that share of them."""
+    return int((iteration + 1) * share) > int(iteration * share)

@@ -1,0 +1,103 @@
+"""Anomalies that the branches are not distilled on: where they lie, what they are, how many there are."""
+
+import pytest
+import torch
+from builders import tiny_config
+
+from dmdd_lite.alterations import alter, is_altered
+from dmdd_lite.fusion_training import altered_inputs
+from dmdd_lite.model import build_model
+from dmdd_lite.synthesis import Pairs, step_generator
+from dmdd_lite.teacher import build_teacher
+
+
+def rng(number=0):
+    return step_generator(0, "alterations", number)
+
+
+def square(count, size=64):
+    mask = torch.zeros(count, size, size)
+    mask[:, 20:44, 16:40] = 1
+    return mask
+
+
+def pictures(count, size=64):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_an_image_is_altered_within_its_mask_alone():
+    normal, mask = pictures(64), square(64)
+    altered = alter(normal, mask, rng())
+    assert altered.shape == normal.shape
+    assert altered.min() >= 0
+    assert altered.max() <= 1
+    far = torch.nn.functional.max_pool2d(mask[:, None], 5, 1, 2) == 0  # the borders are soft by two pixels
+    assert torch.equal(altered.where(far, 0), normal.where(far, 0))
+    inside = torch.nn.functional.max_pool2d(1 - mask[:, None], 5, 1, 2) == 0
+    change = ((altered - normal).abs() * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))
+    assert change.min() > 0.005  # noise shows every way
+    assert torch.equal(altered, alter(normal, mask, rng()))
+    assert not torch.equal(altered, alter(normal, mask, rng(1)))
+
+
+def test_half_of_the_ways_leave_an_even_picture_as_it_is():
+    """Blurred, harsher or mirrored, grey stays grey; shifted, noisy or tinted it does not. Noise makes
+    pixels differ, a tint colours, and nothing else does."""
+    grey = torch.full((900, 3, 32, 32), 0.5)
+    altered = alter(grey, torch.ones(900, 32, 32), rng())
+    same = ((altered - grey).abs() < 1e-5).flatten(1).all(1)
+    noisy = altered[:, 0].flatten(1).std(1) > 1e-3
+    tinted = (altered.mean((2, 3)).std(1) > 1e-3) & ~noisy
+    lighter, darker = ((sign * (altered - grey) > 0.03).flatten(1).all(1) for sign in (1, -1))
+    shifted = (lighter | darker) & ~tinted & ~noisy
+    assert same.float().mean() == pytest.approx(1 / 2, abs=0.06)
+    for way in (noisy, tinted, shifted):
+        assert way.float().mean() == pytest.approx(1 / 6, abs=0.05)
+    assert (same | noisy | tinted | shifted).all()
+    assert (lighter & shifted).sum() == pytest.approx(int((darker & shifted).sum()), rel=0.5)
+
+
+def test_another_image_of_the_batch_shows_mirrored():
+    normal = pictures(2)
+    expected = normal.flip(0).flip(3)
+    found = [alter(normal, torch.ones(2, 64, 64), rng(i)) for i in range(20)]
+    assert any(torch.allclose(one[0], expected[0], atol=1e-6) for one in found)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.7, 1.0])
+def test_over_the_iterations_the_share_is_met(share):
+    altered = [is_altered(share, i) for i in range(40)]
+    assert [sum(altered[:n]) for n in range(41)] == [int(n * share) for n in range(41)]
+
+
+def pairs_of(count=4):
+    normal, mask = pictures(count), square(count)
+    return Pairs(normal, torch.where(mask[:, None] > 0, torch.ones(()), normal), mask)
+
+
+def test_the_fusion_sees_the_maps_that_the_model_gives():
+    model, pairs = build_model(tiny_config(), build_teacher("test_resnet", "random")).eval(), pairs_of()
+    found = altered_inputs(model, pairs, None, 3)
+    with torch.no_grad():
+        expected = model(alter(pairs.normal, pairs.mask, rng(3))).inputs
+    assert found.shape == (4, 9, 16, 16)
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found, altered_inputs(model, pairs, None, 4))
+
+
+def test_altered_images_are_left_out_of_the_statistics_as_all_are():
+    """Measured against the statistics of all images but the one that was altered."""
+    config = tiny_config(position_channels=8)
+    model, pairs = build_model(config, build_teacher("test_resnet", "random")).eval(), pairs_of()
+    images = torch.cat((pairs.normal, pictures(40)[8:]))
+    model.position.fit(lambda: [model.teacher(images)])
+    own = model.teacher(pairs.normal)
+    found = altered_inputs(model, pairs, own, 0)
+    altered = alter(pairs.normal, pairs.mask, rng())
+    with torch.no_grad():
+        features = model.teacher(altered)
+        expected, kept_in = (
+            model.calibration(sum(model.distances(altered, features, of), ())) for of in (own, None)
+        )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found[:, 6:], kept_in[:, 6:], atol=1e-2)
