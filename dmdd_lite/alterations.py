@@ -1,8 +1,8 @@
 """Anomalies of other kinds than those that the branches are distilled on, for the fusion to learn from.
 
-How the maps of the two branches differ gives the anomalies away that the student was distilled on, and no
-others. A fusion that learns from those alone comes to rely on it. What combines must learn from what the
-combined have not seen, as in stacking (Wolpert, 1992). [ours]
+How the maps of the two branches differ can give away the anomalies that the student was distilled on, which
+real defects need not be like. A fusion that learns from those alone may come to rely on it. What combines
+should learn from what the combined have not seen, as in stacking (Wolpert, 1992). [ours]
 
 Legend: B images, H x W pixels. Every random step takes a torch.Generator on the images' device.
 """
