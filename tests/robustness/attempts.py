@@ -49,9 +49,9 @@ class Attempt:
 class Attempts:
     """attempts(folder, ...) trains into the folder in a process of its own, and tells how that went.
 
-    after: seconds until the process gets the signal `sign`. dies: (owner, name, call, when) kills it at that
-    call of a function, "before", "after" or in the "middle" of its file. again: whether a KeyboardInterrupt
-    is followed by the same call, as in a notebook.
+    after: seconds until the process gets the signal `sign`. once: or later, as soon as the folder has that
+    file. dies: (owner, name, call, when) kills it at that call of a function, "before", "after" or in the
+    "middle" of its file. again: whether a KeyboardInterrupt is followed by the same call, as in a notebook.
     """
 
     def __init__(self, root: Path):
@@ -60,8 +60,8 @@ class Attempts:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __call__(self, folder: Path, after=None, sign=signal.SIGKILL, **options) -> Attempt:
-        return self.together([folder], after=after, sign=sign, **options)[0]
+    def __call__(self, folder: Path, after=None, sign=signal.SIGKILL, once="", **options) -> Attempt:
+        return self.together([folder], after=after, sign=sign, once=once, **options)[0]
 
     def together(self, folders: list[Path], **options) -> list[Attempt]:
         """As many at the same time."""
@@ -84,9 +84,11 @@ def serve():
         order = json.loads(line)
         folders = order.pop("folders")
         after, sign = order.pop("after", None), order.pop("sign", signal.SIGKILL)
+        once = order.pop("once", "")
+        awaited = Path(folders[0], once) if once else None
         began = time.monotonic()
         started = [start(folder, order) for folder in folders]
-        print(json.dumps([wait(*process, began, after, sign) for process in started]), flush=True)
+        print(json.dumps([wait(*process, began, after, sign, awaited) for process in started]), flush=True)
 
 
 def start(folder: str, order: dict) -> tuple[int, int]:
@@ -108,10 +110,14 @@ def start(folder: str, order: dict) -> tuple[int, int]:
     os._exit(0)
 
 
-def wait(process: int, reading: int, began: float, after: float | None, sign: int) -> dict:
-    """Until it has ended, by the signal after so many seconds."""
+def wait(process: int, reading: int, began: float, after: float | None, sign: int, awaited: Path | None):
+    """How it ended: by the signal, if not before, after so many seconds and once the awaited file exists."""
     ended, status = 0, 0
-    while after is not None and not ended and time.monotonic() < began + after:
+
+    def early() -> bool:
+        return time.monotonic() < began + after or (awaited is not None and not awaited.exists())
+
+    while after is not None and not ended and early():
         ended, status = os.waitpid(process, os.WNOHANG)
         time.sleep(0.002)
     if not ended:
