@@ -11,6 +11,18 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from .config import Config
+from .synthesis import Pairs, step_generator
+
+
+def fusion_view(pairs: Pairs, config: Config, number: int) -> Tensor:
+    """The damage that the fusion learns from in batch `number`, (B, 3, H, W): the anomalous views themselves
+    or, in the share `fusion_unseen` of the batches, the normal views altered at the same places."""
+    if not is_altered(config.fusion_unseen, number):
+        return pairs.anomalous
+    rng = step_generator(config.seed, "alterations", number, pairs.normal.device)
+    return alter(pairs.normal, pairs.mask, rng).contiguous(memory_format=torch.channels_last)
+
 
 @torch.no_grad()
 def alter(normal: Tensor, mask: Tensor, rng: Generator) -> Tensor:

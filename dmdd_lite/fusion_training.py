@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alterations import alter, is_altered
+from .alterations import fusion_view
 from .config import Config
 from .device import autocast
 from .files import Progress
 from .fusion import build_fusion, jitter_maps, zoom_maps
-from .losses import Features, msn_loss, resize_mask
+from .losses import msn_loss, resize_mask
 from .model import DMDD
 from .synthesis import Pairs, step_generator
 
@@ -55,27 +55,16 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
 
 def fusion_inputs(model: DMDD, pairs: Pairs, number: int) -> Tensor:
     """Calibrated maps (2 B, K, h, w) of both views of batch `number` of pairs made from *training* images,
-    with alterations as in training; the statistics of positions, where they were fitted, leave out each image
+    altered or not as in training: the statistics of positions, where they were fitted, leave out each image
     itself, as in training."""
-    views = torch.cat((pairs.normal, pairs.anomalous)).contiguous(memory_format=torch.channels_last)
+    damaged = fusion_view(pairs, model.config, number)
+    views = torch.cat((pairs.normal, damaged)).contiguous(memory_format=torch.channels_last)
     features = model.teacher(views)
-    own = twice = None
+    own = None
     if model.position is not None and model.position.count and not model.config.illumination:
-        own = tuple(f[: len(pairs.normal)] for f in features)
-        twice = tuple(torch.cat((f, f)) for f in own)
-    maps = model.calibration(sum(model.distances(views, features, twice), ()))
-    if not is_altered(model.config.fusion_unseen, number):
-        return maps
-    return torch.cat((maps[: len(pairs.normal)], altered_inputs(model, pairs, own, number)))
-
-
-@torch.no_grad()
-def altered_inputs(model: DMDD, pairs: Pairs, own: Features | None, number: int) -> Tensor:
-    """Calibrated maps (B, K, h, w) of the normal views of batch `number`, altered where the anomalous ones
-    have a texture. own: T(x_n), for the statistics of positions to leave out, or None. [ours]"""
-    rng = step_generator(model.config.seed, "alterations", number, pairs.normal.device)
-    images = alter(pairs.normal, pairs.mask, rng).contiguous(memory_format=torch.channels_last)
-    return model.calibration(sum(model.distances(images, model.teacher(images), own), ()))
+        normal = (f[: len(pairs.normal)] for f in features)
+        own = tuple(torch.cat((f, f)) for f in normal)
+    return model.calibration(sum(model.distances(views, features, own), ()))
 
 
 def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:

@@ -60,9 +60,13 @@ class DMDD(nn.Module):
     def distances(self, images: Tensor, features: Features, own: Features | None = None) -> list[Features]:
         """The maps of normality, abnormality and positions before they are calibrated, () for a kind that is
         not there, of images and their teacher features; own as in PositionStatistics."""
-        decoupled: StudentOutput = self.student(images, features)
-        branches = [distillation_maps(branch, features) for branch in decoupled]
+        branches = self.branch_maps(images, features)
         return [*branches, () if self.position is None else self.position(features, own)]
+
+    def branch_maps(self, images: Tensor, features: Features) -> list[Features]:
+        """Of `distances`, the maps of normality and abnormality."""
+        decoupled: StudentOutput = self.student(images, features)
+        return [distillation_maps(branch, features) for branch in decoupled]
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor], trained_on: bool = False):

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alterations import is_altered
+from .alterations import fusion_view
 from .checkpoints import TrainingError
 from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
-from .fusion_training import altered_inputs, fusion_loss
+from .fusion_training import fusion_loss
 from .losses import Features, aim_loss, distillation_maps, ngm_loss
 from .model import DMDD, usual_distances
 from .position import mean_features
@@ -137,23 +137,25 @@ class Trainer:
         ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
         if not self.fusing:
             return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
-        inputs = self.fusion_inputs(found, teacher)
+        seen = [view.maps for view in found]
+        damaged = fusion_view(pairs, self.config, self.iteration)
+        if damaged is not pairs.anomalous:
+            with torch.no_grad(), autocast(self.device, self.config.precision):
+                teacher[1] = self.networks["teacher"](damaged)
+                seen[1] = sum(self.model.branch_maps(damaged, teacher[1]), ())
+        maps = torch.cat(self.fusion_inputs(seen, teacher))
         with autocast(self.device, self.config.precision):
-            if is_altered(self.config.fusion_unseen, self.iteration):
-                own = None if self.config.illumination else teacher[0]
-                inputs[1] = altered_inputs(self.model, pairs, own, self.iteration)
-            maps = torch.cat(inputs)
             msn = fusion_loss(self.networks["fusion"], maps, torch.cat(masks), self.config, self.iteration)
         if learn:
             msn.backward()
         return Losses(ngm, aim, msn)
 
     @torch.no_grad()
-    def fusion_inputs(self, found: list[ViewLosses], teacher: list[Features]) -> list[Tensor]:
-        """What the fusion sees of either view. The maps' usual levels are learned from the normal one, and
-        the statistics of positions leave out each image itself, as if it were a new one."""
+    def fusion_inputs(self, views: list[Features], teacher: list[Features]) -> list[Tensor]:
+        """What the fusion sees of either view, whose branches' maps and teacher features these are. The maps'
+        usual levels are learned from the normal one, and the statistics of positions leave out each image
+        itself, as if it were a new one."""
         model = self.model
-        views = [view.maps for view in found]
         if model.position is not None:
             own = None if self.config.illumination else teacher[0]  # in other light it is another image
             positions = model.position.of_views(teacher, own)

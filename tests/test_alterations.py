@@ -5,7 +5,7 @@ import torch
 from builders import tiny_config
 
 from dmdd_lite.alterations import alter, is_altered
-from dmdd_lite.fusion_training import altered_inputs
+from dmdd_lite.fusion_training import fusion_inputs
 from dmdd_lite.model import build_model
 from dmdd_lite.synthesis import Pairs, step_generator
 from dmdd_lite.teacher import build_teacher
@@ -75,24 +75,31 @@ def pairs_of(count=4):
     return Pairs(normal, torch.where(mask[:, None] > 0, torch.ones(()), normal), mask)
 
 
+@torch.no_grad()
+def damaged_inputs(model, pairs, number):
+    """What the fusion sees of the damaged views."""
+    return fusion_inputs(model, pairs, number)[len(pairs.normal) :]
+
+
 def test_the_fusion_sees_the_maps_that_the_model_gives():
-    model, pairs = build_model(tiny_config(), build_teacher("test_resnet", "random")).eval(), pairs_of()
-    found = altered_inputs(model, pairs, None, 3)
+    config, pairs = tiny_config(fusion_unseen=1.0), pairs_of()
+    model = build_model(config, build_teacher("test_resnet", "random")).eval()
+    found = damaged_inputs(model, pairs, 3)
     with torch.no_grad():
         expected = model(alter(pairs.normal, pairs.mask, rng(3))).inputs
     assert found.shape == (4, 9, 16, 16)
     torch.testing.assert_close(found, expected)
-    assert not torch.equal(found, altered_inputs(model, pairs, None, 4))
+    assert not torch.equal(found, damaged_inputs(model, pairs, 4))
 
 
 def test_altered_images_are_left_out_of_the_statistics_as_all_are():
     """Measured against the statistics of all images but the one that was altered."""
-    config = tiny_config(position_channels=8)
+    config = tiny_config(position_channels=8, fusion_unseen=1.0)
     model, pairs = build_model(config, build_teacher("test_resnet", "random")).eval(), pairs_of()
     images = torch.cat((pairs.normal, pictures(40)[8:]))
     model.position.fit(lambda: [model.teacher(images)])
     own = model.teacher(pairs.normal)
-    found = altered_inputs(model, pairs, own, 0)
+    found = damaged_inputs(model, pairs, 0)
     altered = alter(pairs.normal, pairs.mask, rng())
     with torch.no_grad():
         features = model.teacher(altered)

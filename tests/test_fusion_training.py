@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import make_category, tiny_config
 
+from dmdd_lite.alterations import fusion_view
 from dmdd_lite.data import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
@@ -21,7 +22,7 @@ from dmdd_lite.fusion_comparison import (
     train_fusions,
     with_fusion,
 )
-from dmdd_lite.fusion_training import KeptMaps, altered_inputs, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
 from dmdd_lite.losses import resize_mask
 from dmdd_lite.model import MAP_NAMES, build_model
 from dmdd_lite.synthesis import Pairs
@@ -101,7 +102,8 @@ def test_kept_maps_have_the_alterations_of_training(model):
     plain = keep_maps(model, FixedPairs(), 2, progress=False)
     model.config = model.config.replace(fusion_unseen=0.5)
     kept = keep_maps(model, FixedPairs(), 2, progress=False)
-    altered = altered_inputs(model, FixedPairs().batch(1), None, 1)
+    with torch.no_grad():
+        altered = model(fusion_view(FixedPairs().batch(1), model.config, 1)).inputs
     assert torch.equal(kept.masks, plain.masks)
     assert torch.equal(kept.maps[0], plain.maps[0])
     assert torch.equal(kept.maps[1, :2], plain.maps[1, :2])

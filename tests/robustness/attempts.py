@@ -110,7 +110,9 @@ def start(folder: str, order: dict) -> tuple[int, int]:
     os._exit(0)
 
 
-def wait(process: int, reading: int, began: float, after: float | None, sign: int, awaited: Path | None):
+def wait(
+    process: int, reading: int, began: float, after: float | None, sign: int, awaited: Path | None
+) -> dict:
     """How it ended: by the signal, if not before, after so many seconds and once the awaited file exists."""
     ended, status = 0, 0
 
