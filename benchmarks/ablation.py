@@ -106,10 +106,10 @@ def plan(options: argparse.Namespace, base: Config) -> list[Job]:
     if same:
         print(f"as the full row, left out: {', '.join(same)}")
     wanted = [row for row in wanted if row.name not in same]
-    groups = {row.name: [row] for row in wanted if not row.is_scoring}
-    scored = [row for row in wanted if row.is_scoring]
-    if scored:
-        groups[FULL] = [*groups.get(FULL, []), *scored]
+    groups = {row.name: [row] for row in wanted if not row.is_refit}
+    refit = [row for row in wanted if row.is_refit]  # those that are only scored too
+    if refit:
+        groups[FULL] = [*groups.get(FULL, []), *refit]
     order = sorted(groups, key=lambda name: name != FULL)
     return [
         job_of(options, base, name, groups[name], data, seed)

@@ -1,13 +1,14 @@
 """The rows of the ablation: named changes of a base configuration, each with what it is to show.
 
 A new row is one more line in ROWS. A row whose changes are all named in SCORING trains nothing: it is scored
-from the detector of the row `full`.
+from the detector of the row `full`; and one whose changes are all named in AFTER_STUDENT trains no student of
+its own, but a fusion for the one of that detector.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dmdd_lite.config import Config, differences
+from dmdd_lite.config import AFTER_STUDENT, Config, differences
 
 #: fields that the training never reads
 SCORING = ("smoothing_sigma", "score_rule", "score_top", "fusion_skip", "threshold_quantile")
@@ -20,7 +21,7 @@ FULL = "full"  # the row that all others are compared with
 
 
 class Row(NamedTuple):
-    """changes: Config fields with their value, or with a function from the base's value to it."""
+    """changes: Config fields with their value, or with a function of the base and the field's name."""
 
     name: str
     why: str
@@ -32,9 +33,19 @@ class Row(NamedTuple):
         """Whether the row is a matter of scoring alone."""
         return bool(self.changes) and set(self.changes) <= set(SCORING) and self.textures == "folder"
 
+    @property
+    def is_refit(self) -> bool:
+        """Whether the row has the student of the full row."""
+        return (
+            not {"iterations", "fusion_start"} & set(self.changes)
+            and set(self.changes) <= set(AFTER_STUDENT)
+            and self.textures == "folder"
+            and self.name != FULL
+        )
+
     def config(self, base: Config, seed: int) -> Config:
         """Raises ValueError or TypeError for a change that Config does not take."""
-        changes = {k: v(getattr(base, k)) if callable(v) else v for k, v in self.changes.items()}
+        changes = {k: v(base, k) if callable(v) else v for k, v in self.changes.items()}
         return base.replace(**changes, seed=seed)
 
     def same_as_full(self, base: Config) -> bool:
@@ -44,10 +55,21 @@ class Row(NamedTuple):
 
 def times(factor: float) -> Callable:
     """The base's value so many times, whole where it is whole."""
-    return lambda value: type(value)(value * factor)
+
+    def changed(base: Config, field: str):
+        value = getattr(base, field)
+        return type(value)(value * factor)
+
+    return changed
 
 
-PLAIN = {"branches": ("normality",), "fusion_start": 1.0}  # one branch, its maps summed
+def of_student(base: Config, field: str) -> int:
+    """As many iterations as the base's student has."""
+    return base.student_iterations
+
+
+# one branch, its maps summed
+PLAIN = {"branches": ("normality",), "fusion_start": 1.0, "iterations": of_student}
 
 ROWS = (
     # the parts, one after the other
@@ -94,9 +116,10 @@ ROWS = (
     Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
     Row("jitter_0", "the MSN sees maps at their own strength", {"fusion_jitter": 0.0}),
     Row("zoom_1", "the MSN sees maps at their own size", {"fusion_zoom": 1.0}),
-    Row("unseen", "every other iteration, the MSN learns from alterations", {"fusion_unseen": 0.5}),
-    Row("unseen_skip", "the same, with less of the plain sum", {"fusion_unseen": 0.5, "fusion_skip": 0.25}),
-    Row("skip_0", "the MSN alone, without the share of the plain sum", {"fusion_skip": 0.0}),
+    Row("unseen_0", "the MSN learns from the textures of the pairs alone", {"fusion_unseen": 0.0}),
+    Row("updates_1", "one step of the MSN an iteration", {"fusion_updates": 1}),
+    Row("skip_half", "half of the fused map is the plain mean, twice the share", {"fusion_skip": 0.5}),
+    Row("skip_0", "the MSN alone, without a share of the plain mean", {"fusion_skip": 0.0}),
     Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
     # schedule
     Row("constant", "a learning rate that does not decay", {"schedule": "constant"}),
@@ -121,6 +144,6 @@ def listing(base: Config) -> str:
     for row in ROWS:
         config = row.config(base, base.seed)
         changes = ", ".join(f"{name}={getattr(config, name)!r}" for name in row.changes) or "-"
-        trains = "no" if row.is_scoring else "yes"
+        trains = "no" if row.is_scoring else "fusion" if row.is_refit else "yes"
         lines.append(f"| {row.name} | {changes} | {row.textures} | {trains} | {row.why} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import measure
 import numpy as np
-from ablation_rows import FULL
+from ablation_rows import FULL, SCORING
 
 from dmdd_lite.config import Config, differences
 from dmdd_lite.data import list_images, open_category, open_folder
@@ -22,7 +22,7 @@ from dmdd_lite.evaluation import PROTOCOL, evaluate
 from dmdd_lite.files import write_json
 from dmdd_lite.model import build_model
 from dmdd_lite.reproduction import jobs
-from dmdd_lite.training import train
+from dmdd_lite.training import Training, refit_fusion, train
 from dmdd_lite.zones import zone_table
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side
@@ -115,9 +115,10 @@ def portable(config: Config) -> Config:
 
 
 def run_job(job: Job):
-    """Train, or load what was trained before, then score the rows that have no result yet.
+    """Train, or load what was trained before, then score the rows that have no result yet, some of them after
+    a fusion of their own was trained for the same student.
 
-    Raises what `train` and `evaluate` raise.
+    Raises what `train`, `refit_fusion` and `evaluate` raise.
     """
     config = Config.from_dict(job.config)
     every = max(1, config.iterations // CHECKPOINTS)
@@ -125,12 +126,21 @@ def run_job(job: Job):
     category = open_category(job.root, job.category, check_files=False)
     for row, values in job.rows.items():
         if read_result(job, row) is None:
-            detector = rescored(training.detector, Config.from_dict(values))
-            evaluation = evaluate(detector, category)
-            write_json(job.result(row), result_of(job, row, detector, evaluation, training.seconds))
+            made = variant(job, training, Config.from_dict(values))
+            evaluation = evaluate(made.detector, category)
+            write_json(job.result(row), result_of(job, row, made.detector, evaluation, made.seconds))
             print(f"wrote {job.result(row)}", flush=True)
     if not job.keep:
         shutil.rmtree(job.folder)
+
+
+def variant(job: Job, training: Training, config: Config) -> Training:
+    """The training under the configuration of one of its rows. Its seconds are those of what was trained."""
+    changed = {text.split(":")[0] for text in differences(training.detector.config, config)}
+    if changed <= set(SCORING):
+        return dataclasses.replace(training, detector=rescored(training.detector, config))
+    print(f"the fusion anew: {', '.join(sorted(changed))}", flush=True)
+    return refit_fusion(training.detector, config, job.root, job.category, textures_of(job), job.device)
 
 
 def rescored(detector: Detector, config: Config) -> Detector:

@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
 
 
 def fields_of(options, more: str = "") -> dict:
-    """The configuration's fields, in stage 2 from the first iteration; `more` and --set override them."""
+    """The configuration's fields; `more` and --set override them."""
     return {
         "teacher": options.teacher,
         "teacher_weights": "random",
@@ -57,7 +57,6 @@ def fields_of(options, more: str = "") -> dict:
         "batch_size": options.batch,
         "precision": options.precision,
         "iterations": 100_000,
-        "fusion_start": 0.0,
         **measure.read_fields([*options.set, more]),
     }
 
@@ -111,7 +110,9 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "fusion (MSN)": fuse}
     for way in ways.values():  # the first calls warm up
         measure.timed(way, device, 1)
-    return {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
+    found = {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
+    found["fusion (MSN)"] *= 1 - config.fusion_start
+    return found
 
 
 def operations(trainer) -> dict[str, int]:
@@ -125,14 +126,28 @@ def operations(trainer) -> dict[str, int]:
 
 
 def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
-    """Seconds of an iteration and, for the floor, the device's rate right before: other work on the machine
-    slows both."""
+    """Seconds of an iteration, in the mean over both stages of a training, and, for the floor, the device's
+    rate right before: other work on the machine slows both."""
     found = {}
     if whole:
         from dmdd_lite.cost import convolution_rate
 
         found["rate"] = convolution_rate(trainer.device, precision=trainer.config.precision)
-    return {**found, "seconds": measure.timed(trainer.step, trainer.device, times, calls)}
+    config, seconds = trainer.config, 0.0
+    for first, share in ((0, config.fusion_start), (1, 1 - config.fusion_start)):
+        if share:
+            warm_up(trainer, first)
+            seconds += share * measure.timed(trainer.step, trainer.device, times, calls)
+    return {**found, "seconds": seconds}
+
+
+def warm_up(trainer, second: bool):
+    """Some iterations of a stage, from its start."""
+    trainer.iteration = round(trainer.config.fusion_start * trainer.config.iterations) if second else 0
+    trainer.model.train(not second)
+    if second and hasattr(trainer, "finish_student"):  # not in a peer whose stages run together
+        trainer.finish_student()
+    measure.timed(trainer.step, trainer.device, 10 if trainer.device.type == "cuda" else 1)
 
 
 def serve(fields: dict, options, device: torch.device):
@@ -145,7 +160,8 @@ def serve(fields: dict, options, device: torch.device):
         warnings.simplefilter("always", UserWarning)
         trainer = build(fields, options)
         whole = hasattr(trainer, "teacher_features") and not options.no_parts
-        measure.timed(trainer.step, device, 10 if cuda else 3)
+        for second in range(1 + (trainer.config.fusion_start < 1)):
+            warm_up(trainer, second)
         measure.tell({"ready": True})
         for _ in range(options.turns):
             measure.request()

@@ -198,7 +198,7 @@ class Config:
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
-        0.5,
+        0.25,
         "ours",
         "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
         low=0.0,
@@ -227,17 +227,25 @@ class Config:
         high=16.0,
     )
     fusion_unseen: float = option(
-        0.0,
+        0.5,
         "ours",
         "share of the iterations in which the segmentation network learns from anomalies of other kinds than "
         "the branches are distilled on, so that it cannot rely on what gives only those away",
         low=0.0,
         high=1.0,
     )
-    fusion_start: float = option(
-        0.2,
+    fusion_updates: int = option(
+        3,
         "ours",
-        "share of the iterations after which the fusion learns; 1 = never, the maps are summed",
+        "steps of the segmentation network an iteration, each on the same maps varied anew",
+        low=1,
+        high=100,
+    )
+    fusion_start: float = option(
+        0.75,
+        "ours",
+        "share of the iterations that train the student; in the rest the segmentation network learns on the "
+        "maps of the finished student; 1 = never, the maps are summed",
         low=0.0,
         high=1.0,
     )
@@ -368,6 +376,11 @@ class Config:
         if len(self.opacity) != 2 or not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
             raise ValueError(f"opacity must be an increasing pair within 0..1, got {shown(self.opacity)}")
 
+    @property
+    def student_iterations(self) -> int:
+        """Iterations that train the student; those after them train the segmentation network."""
+        return round(self.fusion_start * self.iterations)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         values = dataclasses.asdict(self)
@@ -396,6 +409,22 @@ def differences(one: Config, other: Config) -> list[str]:
     """Which fields differ, as 'name: a -> b', for messages."""
     a, b = one.to_dict(), other.to_dict()
     return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
+
+
+#: what the student's training never reads; of `iterations` and `fusion_start` it reads `student_iterations`
+AFTER_STUDENT = (
+    *("position_maps", "position_pool", "position_channels", "position_context"),
+    *(item.name for item in dataclasses.fields(Config) if item.name.split("_")[0] == "fusion"),
+    *("iterations", "smoothing_sigma", "score_rule", "score_top", "threshold_quantile"),
+)
+
+
+def student_differences(one: Config, other: Config) -> list[str]:
+    """Of `differences`, those through which the two configurations train different students."""
+    found = [text for text in differences(one, other) if text.split(":")[0] not in AFTER_STUDENT]
+    if one.student_iterations != other.student_iterations:
+        found.append(f"student_iterations: {one.student_iterations} -> {other.student_iterations}")
+    return found
 
 
 def provenance_table() -> str:

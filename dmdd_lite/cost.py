@@ -20,7 +20,9 @@ from .teacher import empty_teacher
 
 
 class Operations(NamedTuple):
-    """Operations of one training pair (two views): the teacher forwards; student and fusion and back."""
+    """Operations of one training pair (two views), in the mean over a training: the teacher forward; the
+    student forward, and back while it learns; the fusion forward and back, with the maps of positions, in its
+    own stage."""
 
     teacher: int
     student: int
@@ -42,10 +44,14 @@ def pair_operations(config: Config) -> Operations:
         output = model.student(images, features)
         maps = tuple(m for branch in output for m in distillation_maps(branch, features))
         sum(m.sum() for m in maps).backward()
+    with FlopCounterMode(display=False) as looking, torch.no_grad():
+        model.student(images, features)
     with FlopCounterMode(display=False) as fusing:
         maps += () if model.position is None else model.position(features)
         model.fusion(model.calibration(maps)).logits.sum().backward()
-    return Operations(*(counter.get_total_flops() for counter in (teaching, learning, fusing)))
+    teach, learn, look, fuse = (c.get_total_flops() for c in (teaching, learning, looking, fusing))
+    share = config.student_iterations / config.iterations
+    return Operations(teach, round(share * learn + (1 - share) * look), round((1 - share) * fuse))
 
 
 def image_operations(config: Config) -> int:

@@ -25,7 +25,7 @@ from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_map
 from .teacher import empty_teacher
 from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 1
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 2
 
 
 class DetectorError(RuntimeError):
@@ -222,7 +222,10 @@ def _read_settings(folder: Path) -> tuple[Config, float, str | None]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
-            raise ValueError(f"format {settings['format']!r}, not {FORMAT}; if it is newer, update dmdd_lite")
+            raise ValueError(
+                f"format {settings['format']!r}, not {FORMAT}; train it again, or update dmdd_lite if it is "
+                "newer"
+            )
         threshold = settings["threshold"]
         if type(threshold) not in (int, float) or not math.isfinite(threshold):
             raise ValueError(f"threshold must be a finite number, got {threshold!r}")

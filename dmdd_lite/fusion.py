@@ -218,7 +218,7 @@ def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> 
 class WeightedSum(nn.Module):
     """The least that learns to fuse: one weight a map and a bias. Same input and output as the MSN. [ours]"""
 
-    def __init__(self, maps: int = 6, skip: float = 0.5):
+    def __init__(self, maps: int = 6, skip: float = 0.25):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
         self.skip = skip
@@ -239,9 +239,9 @@ class SegmentationNetwork(nn.Module):
     """MSN. forward: calibrated, detached maps (B, K, H, W) -> FusionOutput.
 
     Untrained it is the plain mean: every attention weight is 1, the head adds 0, so that the fused map begins
-    as an increasing function of the maps' mean, which training re-weights and corrects. What it learns is
-    at times too strict, wiping out real defects whose maps look unlike synthetic ones: `skip` is the share
-    that the untrained mean keeps in the fused map. [ours]
+    as an increasing function of the maps' mean, which training re-weights and corrects. What it learns can
+    be wrong for real defects whose maps look unlike synthetic ones: `skip` is the share that the untrained
+    mean keeps in the fused map. [ours]
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class SegmentationNetwork(nn.Module):
         width: int = 16,
         perceptions=(1, 2, 4),
         attentions=("channel", "spatial", "coordinate"),
-        skip: float = 0.5,
+        skip: float = 0.25,
     ):
         super().__init__()
         channels = width * len(perceptions)

@@ -1,8 +1,8 @@
-"""How the fusion learns: beside the student, or afterwards on the kept maps of a finished one.
+"""How the fusion learns: on the maps of a finished student, computed as it goes, or kept.
 
-The second way is for comparing fusions: the student's maps are computed once, and a fusion trained on them
-takes seconds. The masks are those of synthetic anomalies [paper]; varied maps and anomalies that the branches
-are not distilled on are ours [ours].
+Kept maps are for comparing fusions: they are computed once, and a fusion trained on them takes seconds. The
+masks are those of synthetic anomalies [paper]; varied maps and anomalies that the branches are not distilled
+on are ours [ours].
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from .config import Config
 from .device import autocast
 from .files import Progress
 from .fusion import build_fusion, jitter_maps, zoom_maps
-from .losses import msn_loss, resize_mask
+from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
-from .synthesis import Pairs, step_generator
+from .synthesis import step_generator
 
 
 class KeptMaps(NamedTuple):
@@ -28,9 +28,9 @@ class KeptMaps(NamedTuple):
     masks: Tensor
 
 
-def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, iteration: int) -> Tensor:
+def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, step: int) -> Tensor:
     """L_MSN of calibrated maps (B, K, h, w), varied in strength and size, on mask (B, H, W)."""
-    rng = step_generator(config.seed, "fusion", iteration)
+    rng = step_generator(config.seed, "fusion", step)
     varied = jitter_maps(maps, config.fusion_jitter, rng)
     varied, share = zoom_maps(varied, resize_mask(mask, maps.shape[2:]), config.fusion_zoom, rng)
     return msn_loss(fusion(varied).logits, share, config.fusion_loss)
@@ -40,12 +40,13 @@ def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, i
 def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMaps:
     """What the fusion sees of `batches` of `pairs`, a PairSource, of a trained model in evaluation mode."""
     model.eval()
-    maps, masks = [], []
+    maps, masks, fitted = [], [], model.position is not None and bool(model.position.count)
     with Progress(batches, "keeping maps", enabled=progress) as bar:
         for number in range(batches):
             batch = pairs.batch(number)
             with autocast(batch.normal.device, model.config.precision):
-                seen = fusion_inputs(model, batch, number)
+                views = [batch.normal, fusion_view(batch, model.config, number)]
+                seen = fusion_inputs(model, views, [model.teacher(view) for view in views], fitted)
             share = resize_mask(batch.mask, seen.shape[2:])
             maps.append(seen.half())
             masks.append(torch.cat((torch.zeros_like(share), share)))
@@ -53,18 +54,19 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
     return KeptMaps(torch.stack(maps), torch.stack(masks))
 
 
-def fusion_inputs(model: DMDD, pairs: Pairs, number: int) -> Tensor:
-    """Calibrated maps (2 B, K, h, w) of both views of batch `number` of pairs made from *training* images,
-    altered or not as in training: the statistics of positions, where they were fitted, leave out each image
-    itself, as in training."""
-    damaged = fusion_view(pairs, model.config, number)
-    views = torch.cat((pairs.normal, damaged)).contiguous(memory_format=torch.channels_last)
-    features = model.teacher(views)
-    own = None
-    if model.position is not None and model.position.count and not model.config.illumination:
-        normal = (f[: len(pairs.normal)] for f in features)
-        own = tuple(torch.cat((f, f)) for f in normal)
-    return model.calibration(sum(model.distances(views, features, own), ()))
+@torch.no_grad()
+def fusion_inputs(
+    model: DMDD, views: list[Tensor], features: list[Features], left_out: bool = True
+) -> Tensor:
+    """Calibrated maps (2 B, K, h, w) of the normal and the damaged views (B, 3, H, W), whose teacher features
+    these are, of *training* images. left_out: the statistics of positions leave out each image itself, as if
+    it were a new one; they must have been fitted."""
+    kinds = [model.branch_maps(*view) for view in zip(views, features, strict=True)]
+    if model.position is not None:
+        same = left_out and not model.config.illumination  # in other light it is another image
+        positions = model.position.of_views(features, features[0] if same else None)
+        kinds = [[*of_view, maps] for of_view, maps in zip(kinds, positions, strict=True)]
+    return torch.cat([model.calibration(sum(of_view, ())) for of_view in kinds])
 
 
 def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:

@@ -1,7 +1,8 @@
 """One iteration of training, and the state that it advances: both branches' distillation, then the fusion.
 
-Stage 1, distillation only, is the first `fusion_start` of the iterations; in stage 2 the segmentation network
-learns too, on maps detached from the student.
+Stage 1, the first `fusion_start` of the iterations, trains the student; in stage 2 the segmentation network
+learns on the maps of the finished student. Maps of a student that still learns are of another kind than those
+that the network is asked about in the end.
 """
 
 import copy
@@ -16,20 +17,20 @@ from .alterations import fusion_view
 from .checkpoints import TrainingError
 from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
-from .fusion_training import fusion_loss
-from .losses import Features, aim_loss, distillation_maps, ngm_loss
-from .model import DMDD, usual_distances
+from .fusion_training import fusion_inputs, fusion_loss
+from .losses import Features, aim_loss, ngm_loss
+from .model import DMDD
 from .position import mean_features
 from .student import set_prior
 from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
 
-LEVEL_SHARE = 0.05  # of an iteration in the running levels of the maps
+LEVEL_IMAGES = 128  # of the training, at most, from which stage 2 takes the levels of the maps
 
 
 class Losses(NamedTuple):
-    """Scalars of one iteration; msn is NaN in stage 1."""
+    """Scalars of one iteration; msn is NaN in stage 1, ngm and aim in stage 2."""
 
     ngm: Tensor
     aim: Tensor
@@ -37,45 +38,38 @@ class Losses(NamedTuple):
 
 
 class ViewLosses(NamedTuple):
-    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there; the branches' maps for the fusion, or
-    () where they are not wanted."""
+    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there."""
 
     ngm: Tensor
     aim: Tensor
-    maps: Features
 
 
 class Distillation(nn.Module):
     """The student and its losses on one view, in one module, which a compiler can see as a whole.
 
     forward: images (B, 3, H, W); teacher features of these images and of the normal ones; mask (B, H, W) of
-    the anomaly; whether the maps are wanted -> ViewLosses.
+    the anomaly -> ViewLosses.
     """
 
     def __init__(self, config: Config, student: nn.Module):
         super().__init__()
         self.config, self.student = config, student
 
-    def forward(self, images, seen: Features, normal: Features, mask: Tensor, fusing: bool) -> ViewLosses:
+    def forward(self, images, seen: Features, normal: Features, mask: Tensor) -> ViewLosses:
         config = self.config
         output = self.student(images, seen)
         # in full precision from here on, converted once
         same = normal is seen
         seen = tuple(f.float() for f in seen)
         normal = seen if same else tuple(f.float() for f in normal)
-        branches = [tuple(f.float() for f in branch) for branch in output]
-        normality, abnormality = branches
+        normality, abnormality = (tuple(f.float() for f in branch) for branch in output)
         ngm = aim = torch.zeros((), device=images.device)
         if normality:
             ngm = ngm_loss(normality, normal, config.ngm_form)
         if abnormality:
             target = seen if config.aim_target == "anomalous" else normal
             aim = aim_loss(abnormality, target, mask, config.aim_form, config.aim_balanced)
-        if not fusing:
-            return ViewLosses(ngm, aim, ())
-        with torch.no_grad():
-            maps = [m for branch in branches for m in distillation_maps(branch, seen)]
-            return ViewLosses(ngm, aim, tuple(maps))
+        return ViewLosses(ngm, aim)
 
 
 class Trainer:
@@ -103,7 +97,7 @@ class Trainer:
     @property
     def fusing(self) -> bool:
         """Whether this iteration belongs to stage 2."""
-        return self.iteration >= self.config.fusion_start * self.config.iterations
+        return self.iteration >= self.config.student_iterations
 
     def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
         """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
@@ -117,12 +111,16 @@ class Trainer:
         return [tuple(f[index] for f in self.known), *(teacher(view) for view in others)]
 
     def losses(self, pairs: Pairs, index: Tensor | None = None, learn: bool = False) -> Losses:
-        """L_NGM, L_AIM and, in stage 2, L_MSN of a batch, its normal images those of `index`. Batch norm sees
-        either view on its own.
+        """L_NGM and L_AIM of a batch in stage 1, L_MSN in stage 2; its normal images are those of `index`.
 
-        learn: add their gradients too, one view after the other. That gives the same gradients as all at
-        once, and only one view's activations are in memory at a time.
+        learn: add their gradients too; in stage 2 those of the last of its `fusion_updates` steps, when the
+        others have been taken.
         """
+        return (self._fusion_losses if self.fusing else self._student_losses)(pairs, index, learn)
+
+    def _student_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
+        """Batch norm sees either view on its own, and the gradients come one view after the other: the same
+        as all at once, and only one view's activations are in memory at a time."""
         views = [pairs.normal, pairs.anomalous] if self.config.pairs else [pairs.normal]
         masks = [torch.zeros_like(pairs.mask), pairs.mask][: len(views)]
         with autocast(self.device, self.config.precision):
@@ -130,43 +128,45 @@ class Trainer:
         found = []
         for images, seen, mask in zip(views, teacher, masks, strict=True):
             with autocast(self.device, self.config.precision):
-                view = self.networks["distillation"](images, seen, teacher[0], mask, self.fusing)
+                view = self.networks["distillation"](images, seen, teacher[0], mask)
             if learn:
                 (view.ngm + self.config.aim_weight * view.aim).backward()
             found.append(view)
-        ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
-        if not self.fusing:
-            return Losses(ngm, aim, torch.full((), torch.nan, device=self.device))
-        seen = [view.maps for view in found]
-        damaged = fusion_view(pairs, self.config, self.iteration)
-        if damaged is not pairs.anomalous:
-            with torch.no_grad(), autocast(self.device, self.config.precision):
-                teacher[1] = self.networks["teacher"](damaged)
-                seen[1] = sum(self.model.branch_maps(damaged, teacher[1]), ())
-        maps = torch.cat(self.fusion_inputs(seen, teacher))
-        with autocast(self.device, self.config.precision):
-            msn = fusion_loss(self.networks["fusion"], maps, torch.cat(masks), self.config, self.iteration)
-        if learn:
-            msn.backward()
-        return Losses(ngm, aim, msn)
+        return Losses(sum(view.ngm for view in found), sum(view.aim for view in found), self._unknown())
 
-    @torch.no_grad()
-    def fusion_inputs(self, views: list[Features], teacher: list[Features]) -> list[Tensor]:
-        """What the fusion sees of either view, whose branches' maps and teacher features these are. The maps'
-        usual levels are learned from the normal one, and the statistics of positions leave out each image
-        itself, as if it were a new one."""
-        model = self.model
-        if model.position is not None:
-            own = None if self.config.illumination else teacher[0]  # in other light it is another image
-            positions = model.position.of_views(teacher, own)
-            views = [(*maps, *of_view) for maps, of_view in zip(views, positions, strict=True)]
-        first = self.iteration == math.ceil(self.config.fusion_start * self.config.iterations)
-        usual = usual_distances(model.student, teacher[0])
-        model.calibration.observe(views[0], usual, 1.0 if first else LEVEL_SHARE)
-        return [model.calibration(maps) for maps in views]
+    def _fusion_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
+        config, views = self.config, [pairs.normal, fusion_view(pairs, self.config, self.iteration)]
+        masks = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
+        with autocast(self.device, config.precision):
+            maps = fusion_inputs(self.model, views, self.teacher_features(views, index))
+        for update in range(config.fusion_updates if learn else 1):
+            if update:
+                self.optimizers["fusion"].step()
+                self.optimizers["fusion"].zero_grad(set_to_none=True)
+            step = self.iteration * config.fusion_updates + update
+            with autocast(self.device, config.precision):
+                msn = fusion_loss(self.networks["fusion"], maps, masks, config, step)
+            if learn:
+                msn.backward()
+        return Losses(self._unknown(), self._unknown(), msn)
+
+    def _unknown(self) -> Tensor:
+        return torch.full((), torch.nan, device=self.device)
+
+    def finish_student(self):
+        """The student is as it will be used, and the levels of its maps are those on training images."""
+        self.model.eval()
+        if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
+            images = self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)]
+            with autocast(self.device, self.config.precision):
+                batches = (batch.float() / 255 for batch in images.split(8))
+                batches = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
+                self.model.calibrate(batches, trained_on=not self.config.illumination)
 
     def step(self) -> Losses:
-        """One iteration: pairs, losses, and a step of the networks that learn in this stage."""
+        """One iteration: pairs, losses, and a step of the network that learns in this stage."""
+        if self.fusing and self.model.training:
+            self.finish_student()
         for name, optimizer in self.optimizers.items():
             base = self.config.learning_rate if name == "student" else self.config.fusion_learning_rate
             for group in optimizer.param_groups:
@@ -176,11 +176,9 @@ class Trainer:
         pairs = self.pairs.batch(self.iteration, index)
         trial = self.fusing in self.untried
         losses = self._compiled_losses(pairs, index) if trial else self.losses(pairs, index, True)
-        if self.config.clip_norm:
+        if self.config.clip_norm and not self.fusing:
             torch.nn.utils.clip_grad_norm_(self.model.student.parameters(), self.config.clip_norm)
-        self.optimizers["student"].step()
-        if self.fusing:
-            self.optimizers["fusion"].step()
+        self.optimizers["fusion" if self.fusing else "student"].step()
         self.iteration += 1
         return Losses(*(loss.detach() for loss in losses))
 
@@ -292,10 +290,14 @@ def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Feat
 
 
 def learning_rate_factor(config: Config, iteration: int) -> float:
-    """Share of the full learning rate: a linear warm-up, then constant or half a cosine to zero. [ours]"""
-    warm = config.warmup * config.iterations
+    """Share of the full learning rate: in either stage a linear warm-up, then constant or half a cosine to
+    zero. [ours]"""
+    length = config.student_iterations
+    if iteration >= length:
+        iteration, length = iteration - length, config.iterations - length
+    warm = config.warmup * length
     if iteration < warm:
         return (iteration + 1) / math.ceil(warm)
     if config.schedule == "constant":
         return 1.0
-    return 0.5 + 0.5 * math.cos(math.pi * (iteration - warm) / (config.iterations - warm))
+    return 0.5 + 0.5 * math.cos(math.pi * (iteration - warm) / (length - warm))

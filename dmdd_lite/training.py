@@ -20,7 +20,7 @@ from .checkpoints import (
     save_checkpoint,
     save_finished,
 )
-from .config import Config
+from .config import Config, student_differences
 from .detector import Detector
 from .device import resolve_device
 from .files import Progress
@@ -39,6 +39,7 @@ __all__ = [
     "TrainingError",
     "learning_rate_factor",
     "load_training_data",
+    "refit_fusion",
     "run",
     "snapshot",
     "train",
@@ -105,9 +106,9 @@ class LossReader:
     def _check(self, iteration: int, row: list[float]):
         config = self.trainer.config
         for name, value in zip(Losses._fields, row, strict=True):
-            off = name == "msn" and iteration < config.fusion_start * config.iterations
+            off = (name == "msn") == (iteration < config.student_iterations)  # not a loss of this stage
             if not math.isfinite(value) and not off:
-                remedy = _remedy(config, of_fusion=name == "msn")  # the branches' losses were finite
+                remedy = _remedy(config, of_fusion=name == "msn")
                 raise TrainingError(
                     f"L_{name.upper()} is {value} at iteration {iteration}: {remedy}; "
                     "the last checkpoint is intact"
@@ -174,7 +175,8 @@ def _remedy(config: Config, of_fusion: bool = False) -> str:
 
 
 def _told(history: list[list[float]]) -> str:
-    return "ngm {:.3f}  aim {:.3f}  msn {:.3f}".format(*history[-1][1:]) if history else ""
+    newest = zip(Losses._fields, history[-1][1:], strict=True) if history else ()
+    return "  ".join(f"{name} {value:.3f}" for name, value in newest if not math.isnan(value))
 
 
 def snapshot(trainer: Trainer) -> Detector:
@@ -242,6 +244,34 @@ def train(
                 return _result(config, detector, trainer.history, trainer.seconds)
     print(f"{folder}: loaded, trained before; delete the folder to train again")
     return _result(config, *finished)
+
+
+def refit_fusion(
+    detector: Detector,
+    config: Config,
+    data_root: str | Path,
+    category: str,
+    texture_root: str | Path = "",
+    device: str = "auto",
+    progress: bool = True,
+) -> Training:
+    """What `train` returns for `config`, from a detector with the same student: only the fusion is trained,
+    on the maps of that student (bit-equal on CPU). The images must be those of its training. [ours]
+
+    The configuration may differ from the detector's in what the student's training never reads, see
+    `config.AFTER_STUDENT`: everything of the fusion, of position maps and of scores. Nothing is saved.
+    Raises ValueError if it differs in more, and as `train`.
+    """
+    if changed := student_differences(detector.config, config):
+        raise ValueError(
+            f"config is of another student than the detector's ({'; '.join(changed)}); train it with `train`"
+        )
+    data = load_training_data(config, data_root, category, texture_root, resolve_device(device), progress)
+    trainer = Trainer(config, build_model(config, copy.deepcopy(detector.model.teacher)), data)
+    trainer.model.student.load_state_dict(detector.model.student.state_dict())
+    trainer.iteration = config.student_iterations
+    run(trainer, progress=progress)
+    return _result(config, _detector(trainer.model, data), trainer.history, trainer.seconds)
 
 
 def _trainer(config: Config, teacher: Teacher, data: TrainingData, folder: Path | None) -> Trainer:

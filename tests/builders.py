@@ -49,7 +49,7 @@ def tiny_config(**changes):
         "student_blocks": (1, 1, 1),
         "student_width": 16,
         "fusion_width": 4,
-        "fusion_start": 0.3,
+        "fusion_start": 0.5,
         "precision": "float32",
     }
     return Config(**{**options, **changes})

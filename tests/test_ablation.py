@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dmdd_lite.config import Config, differences
+from dmdd_lite.config import Config, differences, student_differences
 from dmdd_lite.data import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
 from dmdd_lite.samples import write_samples
@@ -113,21 +113,33 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
 def test_what_only_scores_is_told_from_what_trains(bench):
     scoring = {row.name for row in bench.ablation_rows.ROWS if row.is_scoring}
     smoothing = {"sigma_2", "sigma_4", "sigma_6"}
-    assert scoring == {"summed", "skip_0", "score_blend", "score_max", "score_top", *smoothing}
+    skips = {"summed", "skip_half", "skip_0"}
+    assert scoring == {*skips, "score_blend", "score_max", "score_top", *smoothing}
+
+
+def test_rows_of_the_fusion_alone_have_the_full_rows_student(bench):
+    rows, base = bench.ablation_rows, Config()
+    for row in rows.ROWS:
+        same = not student_differences(base, row.config(base, 0)) and row.textures == "folder"
+        assert row.is_refit == (same and row.name != "full"), row.name
+        assert row.is_refit >= row.is_scoring
+    assert rows.BY_NAME["plain"].config(base, 0).student_iterations == base.student_iterations
+    assert {"no_attention", "no_position", "unseen_0"} <= {row.name for row in rows.ROWS if row.is_refit}
 
 
 def test_list_names_every_row(bench, capsys):
     assert bench.ablation.main(["--list", "--iterations", "300"]) == 0
     told = capsys.readouterr().out
     assert "| iterations_double | iterations=600 | folder | yes |" in told
+    assert "| no_attention | fusion_attention=() | folder | fusion |" in told
     assert all(f"\n| {name} |" in told for name in bench.ablation_rows.BY_NAME)
 
 
 def test_the_plan_groups_rows_by_training(bench, root, tmp_path, capsys):
-    more = ("--rows", "aim", "sigma_2", "sigma_4", "textures_procedural", "--seeds", "0", "1")
+    more = ("--rows", "aim", "sigma_2", "sigma_4", "jitter_0", "textures_procedural", "--seeds", "0", "1")
     jobs = planned(bench, root, tmp_path, *more)
     found = [(job.row, job.seed, list(job.rows)) for job in jobs]
-    one = [("full", 0, ["sigma_2"]), ("aim", 0, ["aim"])]
+    one = [("full", 0, ["sigma_2", "jitter_0"]), ("aim", 0, ["aim"])]
     assert found == [*one, *((row, 1, rows) for row, _, rows in one)]
     assert "left out: sigma_4, textures_procedural" in capsys.readouterr().out
     assert Config.from_dict(jobs[0].rows["sigma_2"]).smoothing_sigma == 2
@@ -170,10 +182,10 @@ def test_a_grid_runs_and_a_second_call_runs_nothing(bench, root, grid):
 def test_a_later_scoring_row_trains_nothing(bench, root, copied, monkeypatch):
     before = result(copied, "full")
     monkeypatch.setattr(Trainer, "step", None)
-    status, started, _ = run_here(bench, arguments(root, copied, "--rows", "full", "skip_0"))
+    status, started, _ = run_here(bench, arguments(root, copied, "--rows", "full", "skip_half"))
     assert (status, started) == (0, ["full_bracket_seed0"])
     assert result(copied, "full") == before
-    assert result(copied, "skip_0")["config"] == {**before["config"], "fusion_skip": 0.0}
+    assert result(copied, "skip_half")["config"] == {**before["config"], "fusion_skip": 0.5}
 
 
 @pytest.mark.slow
@@ -202,9 +214,11 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_p
     [
         ("sigma_2", {"smoothing_sigma": 2.0}),
         ("score_top", {"score_rule": "top"}),
-        ("skip_0", {"fusion_skip": 0.0}),
+        ("skip_half", {"fusion_skip": 0.5}),
         ("summed", {"fusion_skip": 1.0}),
-        ("summed", {"fusion_start": 1.0}),  # never trained, the fusion is the sum
+        ("summed", {"fusion_start": 1.0, "iterations": 1}),  # never trained, the fusion is the sum
+        ("no_attention", {"fusion_attention": ()}),
+        ("no_position", {"position_maps": False}),
     ],
 )
 def test_scored_rows_equal_a_training_with_that_configuration(bench, root, copied, row, trained):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import tiny_config
 
-from dmdd_lite.alterations import alter, is_altered
+from dmdd_lite.alterations import alter, fusion_view, is_altered
 from dmdd_lite.fusion_training import fusion_inputs
 from dmdd_lite.model import build_model
 from dmdd_lite.synthesis import Pairs, step_generator
@@ -78,7 +78,9 @@ def pairs_of(count=4):
 @torch.no_grad()
 def damaged_inputs(model, pairs, number):
     """What the fusion sees of the damaged views."""
-    return fusion_inputs(model, pairs, number)[len(pairs.normal) :]
+    views = [pairs.normal, fusion_view(pairs, model.config, number)]
+    fitted = bool(model.position.count)
+    return fusion_inputs(model, views, [model.teacher(view) for view in views], fitted)[len(pairs.normal) :]
 
 
 def test_the_fusion_sees_the_maps_that_the_model_gives():

@@ -57,6 +57,16 @@ def test_operations_grow_with_the_area_and_the_parts():
     assert small.total == small.teacher + small.student + small.fusion
 
 
+def test_a_pair_costs_what_its_stage_takes():
+    """The student is not trained in the fusion's stage, nor the fusion in the student's."""
+    none, half, all_ = (pair_operations(tiny_config(fusion_start=share)) for share in (0.0, 0.5, 1.0))
+    assert none.teacher == half.teacher == all_.teacher
+    assert all_.fusion == 0 < none.fusion
+    assert 2 * none.student < all_.student < 4 * none.student  # backward is about twice forward
+    assert half.student == pytest.approx((none.student + all_.student) / 2, abs=1)
+    assert half.fusion == pytest.approx(none.fusion / 2, abs=1)
+
+
 def test_rate_is_operations_over_time(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("dmdd_lite.cost.time.perf_counter", lambda: float(next(clock)))

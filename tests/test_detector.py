@@ -139,7 +139,7 @@ def break_weights(folder, change):
         (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
         (
             lambda f: (f / "config.json").write_text(
-                json.dumps({"format": 1, "config": {"new": 1}, "threshold": 1})
+                json.dumps({"format": 2, "config": {"new": 1}, "threshold": 1})
             ),
             "field new.*update dmdd_lite",
         ),

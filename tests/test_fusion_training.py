@@ -31,7 +31,8 @@ from dmdd_lite.teacher import build_teacher
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(tiny_config(), build_teacher("test_resnet", "random")).eval()
+    config = tiny_config(fusion_unseen=0.0)
+    return build_model(config, build_teacher("test_resnet", "random")).eval()
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_a_row_for_every_fusion_skip_and_seed(split):
     assert list(fusions["no attention", 1].attentions) == []
     scores = score_fusions(split, fusions, (0.0, 1.0), progress=False)
     assert len(scores) == 2 * 2 * 2
-    assert {fusion.skip for fusion in fusions.values()} == {0.5}
+    assert {fusion.skip for fusion in fusions.values()} == {0.25}
     plain = scores[scores["skip"] == 1].drop(columns=["fusion", "skip", "seed"])
     assert plain.nunique().eq(1).all()  # with skip 1 every fusion is the plain mean
     table = summarise(scores, ("pixel_ap",))

@@ -142,7 +142,8 @@ def test_losses_are_smoothed_and_mark_the_start_of_the_msn():
     rng = np.random.default_rng(0)
     history = pd.DataFrame({"iteration": iteration} | {k: rng.random(250) for k in ("ngm", "aim", "msn")})
     history.loc[history["iteration"] < 200, "msn"] = np.nan
-    ngm, _, msn = plots.plot_losses(history).axes
+    history.loc[history["iteration"] > 199, "aim"] = np.nan
+    ngm, aim, msn = plots.plot_losses(history).axes
     raw, smooth = ngm.lines
     np.testing.assert_array_equal(raw.get_ydata(), history["ngm"])
     assert smooth.get_ydata()[100] == pytest.approx(history["ngm"][95:105].mean())
@@ -150,6 +151,9 @@ def test_losses_are_smoothed_and_mark_the_start_of_the_msn():
     assert len(ngm.texts) == 0
     assert list(msn.lines[-1].get_xdata()) == [200, 200]
     assert [text.get_text().strip() for text in msn.texts] == ["starts"]
+    last = history.loc[history["aim"].notna(), "iteration"].iloc[-1]
+    assert list(aim.lines[-1].get_xdata()) == [last, last]
+    assert [text.get_text().strip() for text in aim.texts] == ["ends"]
     without = plots.plot_losses(history.assign(msn=np.nan)).axes[2]
     assert [text.get_text() for text in without.texts] == ["not trained in this run"]
 

@@ -150,8 +150,8 @@ def plot_roc_and_pro(curves: dict[str, dict]) -> Figure:
 def plot_losses(history: pd.DataFrame) -> Figure:
     """Training losses by iteration: one panel for each of the columns ngm, aim and msn, raw and smoothed.
 
-    The line is the mean over a window of a 25th of the run. `msn` is NaN before its training starts. Raises
-    KeyError when a column or `iteration` is missing.
+    The line is the mean over a window of a 25th of the run. A loss is NaN outside of its stage, whose border
+    is dotted. Raises KeyError when a column or `iteration` is missing.
     """
     names = {"ngm": "normality (NGM)", "aim": "abnormality (AIM)", "msn": "segmentation (MSN)"}
     fig = new_figure(WIDTH, 2.9)
@@ -168,7 +168,10 @@ def plot_losses(history: pd.DataFrame) -> Figure:
             ax.set_yticks([])
             ax.text(0.5, 0.5, "not trained in this run", transform=ax.transAxes, ha="center")
         elif len(known) < len(history):
-            ax.axvline(known["iteration"].iloc[0], color=INK, linestyle=":", linewidth=1.2)
-            ax.text(known["iteration"].iloc[0], 0.02, " starts", transform=ax.get_xaxis_transform())
+            late = known.index[0] > history.index[0]
+            border, text, side = (0, " starts", "left") if late else (-1, "ends ", "right")
+            border = known["iteration"].iloc[border]
+            ax.axvline(border, color=INK, linestyle=":", linewidth=1.2)
+            ax.text(border, 0.02, text, ha=side, transform=ax.get_xaxis_transform())
     panels[0].set_ylabel("loss")
     return fig

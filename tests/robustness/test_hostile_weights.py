@@ -519,7 +519,8 @@ def options(**values):
 
 
 SETTINGS_CHANGES = {
-    "newer format": (change(format=2), "format 2, not 1; if it is newer, update dmdd_lite"),
+    "newer format": (change(format=3), "format 3, not 2; .*update dmdd_lite if it is newer"),
+    "older format": (change(format=1), "format 1, not 2; train it again"),
     "no format": (lambda s: s.pop("format"), "lacks 'format'"),
     "another format": (change(format="x" * 10**5), "format"),
     "newer field": (change("config", shiny=True), "field shiny.*newer version.*update dmdd_lite"),
@@ -583,10 +584,10 @@ TEXTS = {
     "number": b"3",
     "nothing at all": b"null",
     "not UTF-8": b"\xff\xfe{}",
-    "half": b'{"format": 1, "threshold": 0.5, "config": {',
+    "half": b'{"format": 2, "threshold": 0.5, "config": {',
     "deep list": b"[" * 200_000,
     "deep object": b'{"config":' * 200_000,
-    "long number": b'{"format": 1, "threshold": ' + b"9" * 10_000 + b"}",
+    "long number": b'{"format": 2, "threshold": ' + b"9" * 10_000 + b"}",
     "pickle": pickle.dumps(Calls(print, "run")),
 }
 

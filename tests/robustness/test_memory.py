@@ -61,7 +61,7 @@ def images(count: int, size: int = 64) -> torch.Tensor:
 
 def of_training(iterations: int) -> float:
     # maps that are enlarged by chance would take more or less
-    config = tiny_config(iterations=iterations, batch_size=1, fusion_start=0.0, fusion_zoom=1.0)
+    config = tiny_config(iterations=iterations, batch_size=1, fusion_zoom=1.0)
     model = build_model(config, build_teacher("test_resnet", "random"))
     trainer = Trainer(config, model, TrainingData(images(6), images(1), None, None, ""))
     return peak_mb(lambda: run(trainer, progress=False))

@@ -394,7 +394,7 @@ def test_whatever_the_training_images_all_numbers_are_finite(tmp_path, tally, de
     root = category_of(tmp_path, SETS[kind], 5)
     changes = [{}, {"holdout": 0.0}, {"precision": "bf16"}, {"standardise": "never", "position_prior": False}]
     for change in changes[: depth(1, 4)]:
-        config = tiny_config(iterations=depth(1, 4), fusion_start=0.0, **change)
+        config = tiny_config(iterations=depth(2, 4), **change)
         detector = train(config, root, "nut", device="cpu", progress=False).detector
         assert_all_finite(detector, root)
         tally("trainings on degenerate images")
