@@ -227,7 +227,7 @@ class Config:
         high=16.0,
     )
     fusion_unseen: float = option(
-        0.5,
+        1.0,
         "ours",
         "share of the iterations in which the segmentation network learns from anomalies of other kinds than "
         "the branches are distilled on, so that it cannot rely on what gives only those away",
