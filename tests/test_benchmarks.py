@@ -50,6 +50,7 @@ def assert_positive(values, but=("above_start_gb", "mb", "difference", "student 
 
 @pytest.mark.slow
 def test_training_step_beside_another_checkout(tmp_path):
+    from dmdd_lite.config import Config
     from dmdd_lite.cost import pair_operations
 
     arguments = f"{TEACHER} --batch 2 --images 4 --iterations 4 --turns 2 --precision float32"
@@ -58,7 +59,8 @@ def test_training_step_beside_another_checkout(tmp_path):
     assert_positive(found)
     assert list(found["ways"]) == ["peer", "less"]
     less = found["ways"]["less"]
-    pair = pair_operations(tiny_config())  # which is as narrow as the variant
+    # as narrow as the variant, with the stages of a long training
+    pair = pair_operations(tiny_config(fusion_start=Config().fusion_start, iterations=100_000))
     assert less["floor"]["operations"] == 2 * pair.total
     assert less["floor"]["computed"] == 2 * (pair.total - pair.teacher // 2)
     assert sum(less["parts"].values()) == pytest.approx(less["seconds"])

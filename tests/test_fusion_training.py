@@ -82,7 +82,7 @@ def test_kept_maps_are_those_of_the_model(model):
 
 def test_kept_maps_leave_each_image_out_of_the_statistics():
     """Of more images than channels: with fewer, rounding counts."""
-    config, pairs = tiny_config(position_channels=8), FixedPairs().batch(0)
+    config, pairs = tiny_config(position_channels=8, fusion_unseen=0.0), FixedPairs().batch(0)
     model = build_model(config, build_teacher("test_resnet", "random")).eval()
     images = torch.cat([FixedPairs().batch(i).normal for i in range(16)])
     model.position.fit(lambda: [model.teacher(images)])

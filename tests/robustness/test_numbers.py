@@ -447,11 +447,11 @@ def test_an_image_of_a_look_that_no_other_has_is_not_known_from_itself():
         assert (left_out[3] > 100 * known[3]).all()
 
 
-@pytest.mark.parametrize("rate, iterations", [(1e30, 1), (1e10, 3), (1e30, 6)])
-def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, rate, iterations):
+@pytest.mark.parametrize("rate, iterations, start", [(1e30, 1, 1.0), (1e10, 3, 1.0), (1e30, 6, 0.5)])
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, rate, iterations, start):
     """The losses of an iteration are those before its step, so that the last one may be the worst."""
     root = category_of(tmp_path, noise, 4)
-    config = tiny_config(learning_rate=rate, iterations=iterations, position_prior=False)
+    config = tiny_config(learning_rate=rate, iterations=iterations, fusion_start=start, position_prior=False)
     out = tmp_path / "out"
     with pytest.raises(TrainingError, match="lower learning_rate"):
         train(config, root, "nut", output_dir=out, device="cpu", checkpoint_every=1, progress=False)
