@@ -75,10 +75,7 @@ class Detector:
         `threshold_quantile` of their scores. trained_on: they are training images, nothing was held out.
         [ours]"""
         detector = cls(model)
-        with autocast(detector.device, model.config.precision):
-            batches = (batch.to(detector.device).float() / 255 for batch in good.split(8))
-            batches = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
-            model.calibrate(batches, trained_on)
+        model.calibrate(good, trained_on)
         found = (detector.device_maps(batch, trained_on) for batch in good.split(8))
         if detector.blends:
             maxima = (blended_maxima(maps["fused"], output, model.config) for maps, _, output in found)

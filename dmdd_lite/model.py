@@ -1,6 +1,5 @@
 """DMDD put together: teacher, student and segmentation network, from images to anomaly maps."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
+from .device import autocast
 from .fusion import FLOOR, Calibration, build_fusion, map_kinds
 from .losses import Features, cosine_distance, distillation_maps, stack_maps
 from .position import build_position
@@ -17,6 +17,8 @@ from .teacher import Teacher
 
 #: the maps of a complete model
 MAP_NAMES = ("fused", "normality", "abnormality", "position", "sum")
+
+CALIBRATION_BATCH = 8  # good images at a time
 
 
 class ModelOutput(NamedTuple):
@@ -69,13 +71,17 @@ class DMDD(nn.Module):
         return [distillation_maps(branch, features) for branch in decoupled]
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor], trained_on: bool = False):
-        """Take the levels of all maps from good images, batches (B, 3, H, W) in [0, 1], instead of those that
-        training met. trained_on: as in `forward`. [ours]"""
-        for number, images in enumerate(batches, start=1):
-            features = self.teacher(images)
-            kinds = self.distances(images, features, features if trained_on else None)
-            self.calibration.observe(sum(kinds, ()), usual_distances(self.student, features), 1 / number)
+    def calibrate(self, good: Tensor, trained_on: bool = False):
+        """Take the levels of all maps from good images, uint8 (N, 3, H, W) on any device, batch by batch.
+        trained_on: as in `forward`. [ours]"""
+        device = self.teacher.mean.device
+        for number, batch in enumerate(good.split(CALIBRATION_BATCH), start=1):
+            images = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+            with autocast(device, self.config.precision):
+                features = self.teacher(images)
+                kinds = self.distances(images, features, features if trained_on else None)
+                usual = usual_distances(self.student, features)
+            self.calibration.observe(sum(kinds, ()), usual, 1 / number)
 
 
 def usual_distances(student: nn.Module, features: Features) -> Features:

@@ -158,10 +158,7 @@ class Trainer:
         self.model.eval()
         if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
             images = self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)]
-            with autocast(self.device, self.config.precision):
-                batches = (batch.float() / 255 for batch in images.split(8))
-                batches = (batch.contiguous(memory_format=torch.channels_last) for batch in batches)
-                self.model.calibrate(batches, trained_on=not self.config.illumination)
+            self.model.calibrate(images, trained_on=not self.config.illumination)
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the network that learns in this stage."""

@@ -451,14 +451,13 @@ def test_blended_scores_by_hand():
 
 @pytest.mark.parametrize("changes", [{}, {"position_channels": 40, "fusion_scales": "equal"}])
 def test_levels_of_held_out_images_center_the_maps(changes):
-    """Levels are the mean of logarithms over the images that `calibrate` was given, in whole batches."""
-    model = build_model(
-        tiny_config(fusion_relative=0.0, **changes), build_teacher("test_resnet", "random")
-    ).eval()
-    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    model.calibrate(images.split(2))
+    """Levels are the mean of logarithms over the images that `calibrate` was given, two whole batches."""
+    config = tiny_config(fusion_relative=0.0, precision="float32", **changes)
+    model = build_model(config, build_teacher("test_resnet", "random")).eval()
+    images = torch.randint(0, 256, (16, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    model.calibrate(images)
     with torch.no_grad():
-        output = model(images)
+        output = model(images.float() / 255)
     for kind, levels in zip(
         (output.normality, output.abnormality, output.position), model.calibration.level.split(3), strict=True
     ):
