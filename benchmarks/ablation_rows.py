@@ -119,7 +119,7 @@ ROWS = (
     Row("unseen_0", "the MSN learns from the textures of the pairs alone", {"fusion_unseen": 0.0}),
     Row("unseen_half", "the MSN learns from textures and alterations by turns", {"fusion_unseen": 0.5}),
     Row("updates_1", "one step of the MSN an iteration", {"fusion_updates": 1}),
-    Row("skip_half", "half of the fused map is the plain mean, twice the share", {"fusion_skip": 0.5}),
+    Row("skip_half", "half of the fused map is the plain mean", {"fusion_skip": 0.5}),
     Row("skip_0", "the MSN alone, without a share of the plain mean", {"fusion_skip": 0.0}),
     Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
     # schedule

@@ -198,7 +198,7 @@ class Config:
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
-        0.25,
+        0.15,
         "ours",
         "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
         low=0.0,
@@ -324,8 +324,8 @@ class Config:
         "blend",
         "ours",
         "image score: 'max' of the smoothed map [authors], 'top' = mean of the score_top largest pixels "
-        "[field], or 'blend' = maxima of the fused map (three fifths) and the coarsest position map, both "
-        "over those of held-out good images; other maps than the fused one then have 'max'",
+        "[field], or 'blend' = maxima of the fused map (three fifths) and the coarsest position map, by how "
+        "many spreads either is above those of held-out good images; other maps then have 'max'",
         choices=("blend", "max", "top"),
     )
     score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)

@@ -18,6 +18,7 @@ from .losses import stack_maps
 
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
 COARSE_SHARE = 0.4  # of the coarsest position map in a blended image score
+SPREAD, SPREAD_IMAGES = 0.4, 10  # usual spread of maxima over good images; how many images it counts as
 FLOOR = {
     "normality": 0.02,
     "abnormality": 0.02,
@@ -131,6 +132,7 @@ class Calibration(nn.Module):
         self.register_buffer("level", torch.zeros(len(kinds) * scales))
         self.register_buffer("explained", torch.ones(scales))
         self.register_buffer("score_mean", torch.zeros(2))
+        self.register_buffer("score_spread", torch.full((2,), SPREAD))
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
         shares, levels = (values[:, None, None] for values in (self.shares(), self.level))
@@ -152,14 +154,18 @@ class Calibration(nn.Module):
 
     def blend(self, maxima: Tensor) -> Tensor:
         """Image scores (B,) in [0, 1] of two maxima each, (B, 2), the fused map's logit first: on its scale,
-        a weighted mean of how far either is above good images', the second with `COARSE_SHARE`."""
-        fused, coarsest = (maxima - self.score_mean).unbind(1)
-        return (self.score_mean[0] + torch.lerp(fused, coarsest, COARSE_SHARE)).sigmoid()
+        a weighted mean of how many spreads either is above good images', the second with `COARSE_SHARE`."""
+        fused, coarsest = ((maxima - self.score_mean) / self.score_spread).unbind(1)
+        above = torch.lerp(fused, coarsest, COARSE_SHARE)
+        return (self.score_mean[0] + self.score_spread[0] * above).sigmoid()
 
     @torch.no_grad()
     def observe_maxima(self, maxima: Tensor):
-        """Take notice of the maxima (N, 2) of good images."""
+        """Take notice of the maxima (N, 2) of good images: their mean, and their spread as if
+        `SPREAD_IMAGES` more had the usual one, for a few images say little of it."""
         self.score_mean.copy_(maxima.mean(0))
+        squares = (maxima - self.score_mean).square().sum(0) + SPREAD_IMAGES * SPREAD**2
+        self.score_spread.copy_((squares / (len(maxima) + SPREAD_IMAGES - 1)).sqrt())
 
     @torch.no_grad()
     def observe(self, maps: tuple[Tensor, ...], usual: tuple[Tensor, ...] = (), share: float = 1.0):
@@ -218,7 +224,7 @@ def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> 
 class WeightedSum(nn.Module):
     """The least that learns to fuse: one weight a map and a bias. Same input and output as the MSN. [ours]"""
 
-    def __init__(self, maps: int = 6, skip: float = 0.25):
+    def __init__(self, maps: int = 6, skip: float = 0.15):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
         self.skip = skip
@@ -250,7 +256,7 @@ class SegmentationNetwork(nn.Module):
         width: int = 16,
         perceptions=(1, 2, 4),
         attentions=("channel", "spatial", "coordinate"),
-        skip: float = 0.25,
+        skip: float = 0.15,
     ):
         super().__init__()
         channels = width * len(perceptions)

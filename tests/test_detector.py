@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from dmdd_lite.data import DataError, open_category
-from dmdd_lite.detector import Detector, DetectorError, Prediction, overlay
+from dmdd_lite.detector import FORMAT, Detector, DetectorError, Prediction, overlay
 from dmdd_lite.images import load_images
 from dmdd_lite.model import build_model
 from dmdd_lite.samples import write_samples
@@ -94,9 +94,9 @@ def test_blended_score_is_a_weighted_mean_of_both_maxima_over_good_ones(folder):
     fused = maps["fused"].double().amax((1, 2)).numpy()
     maxima = np.stack((np.log(fused / (1 - fused)), smoothed), axis=1)
     mean = maxima[:3].mean(0)
-    above = (maxima - mean) @ [2 / 3, 1 / 3]
-    expected = 1 / (1 + np.exp(-mean[0] - above))
-    np.testing.assert_allclose(scores["fused"], expected, rtol=1e-3)
+    spread = np.sqrt((((maxima[:3] - mean) ** 2).sum(0) + 10 * 0.4**2) / 12)
+    above = ((maxima - mean) / spread) @ [0.6, 0.4]
+    np.testing.assert_allclose(torch.logit(scores["fused"]), mean[0] + spread[0] * above, rtol=1e-4)
     for name in ("normality", "position", "sum"):
         np.testing.assert_array_equal(scores[name], maps[name].amax((1, 2)))
 
@@ -139,7 +139,7 @@ def break_weights(folder, change):
         (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
         (
             lambda f: (f / "config.json").write_text(
-                json.dumps({"format": 2, "config": {"new": 1}, "threshold": 1})
+                json.dumps({"format": FORMAT, "config": {"new": 1}, "threshold": 1})
             ),
             "field new.*update dmdd_lite",
         ),

@@ -201,7 +201,7 @@ def test_a_row_for_every_fusion_skip_and_seed(split):
     assert list(fusions["no attention", 1].attentions) == []
     scores = score_fusions(split, fusions, (0.0, 1.0), progress=False)
     assert len(scores) == 2 * 2 * 2
-    assert {fusion.skip for fusion in fusions.values()} == {0.25}
+    assert {fusion.skip for fusion in fusions.values()} == {config.fusion_skip}
     plain = scores[scores["skip"] == 1].drop(columns=["fusion", "skip", "seed"])
     assert plain.nunique().eq(1).all()  # with skip 1 every fusion is the plain mean
     table = summarise(scores, ("pixel_ap",))

@@ -440,10 +440,30 @@ def test_what_is_unusual_everywhere_counts_less_and_where_it_is_stays():
 
 def test_blended_scores_by_hand():
     calibration = Calibration(("normality", "position"))
-    calibration.observe_maxima(torch.tensor([[-4.0, 2.0], [-2.0, 1.0], [-3.0, 3.0]]))  # means -3, 2
-    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.5], [-5.0, 5.0]])
-    expected = torch.tensor([-3.0, -2.1, -2.8, -3.0]).sigmoid()  # three fifths and two fifths above the means
-    torch.testing.assert_close(calibration.blend(maxima), expected)
+    good = torch.tensor([[-5.0, 2.0], [-1.0, 1.9], [-3.0, 2.1]])
+    calibration.observe_maxima(good)  # means -3, 2; sums of squares 8, 0.02, and ten times 0.16 for each
+    spread = (torch.tensor([9.6, 1.62]) / 12).sqrt()
+    torch.testing.assert_close(calibration.score_spread, spread)
+    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.5], [-4.0, 1.0]])
+    ratio = (spread[0] / spread[1]).item()
+    expected = torch.tensor([-3.0, -2.1, -3 + 0.2 * ratio, -3.6 - 0.4 * ratio])
+    torch.testing.assert_close(calibration.blend(maxima).logit(), expected)
+
+
+@pytest.mark.parametrize("images", [1, 2, 400])
+def test_spread_of_maxima_comes_to_that_of_the_images(images):
+    """One image leaves the usual spread nearly as it is; very many give their own."""
+    calibration = Calibration(("normality", "position"))
+    maxima = 3 * torch.randn(images, 2, generator=torch.Generator().manual_seed(0))
+    calibration.observe_maxima(maxima)
+    if images == 1:
+        torch.testing.assert_close(calibration.score_spread, torch.tensor([0.4, 0.4]))
+    else:
+        usual, own = torch.tensor(0.4), maxima.std(0)
+        assert (calibration.score_spread > usual.minimum(own)).all()
+        assert (calibration.score_spread < usual.maximum(own)).all()
+    if images == 400:
+        torch.testing.assert_close(calibration.score_spread, maxima.std(0), rtol=0.02, atol=0)
 
 
 # ---- together -------------------------------------------------------------------------------------------
