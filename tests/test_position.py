@@ -452,7 +452,7 @@ def test_blended_scores_by_hand():
 
 @pytest.mark.parametrize("images", [1, 2, 400])
 def test_spread_of_maxima_comes_to_that_of_the_images(images):
-    """One image leaves the usual spread nearly as it is; very many give their own."""
+    """One image leaves the usual spread as it is; very many give their own."""
     calibration = Calibration(("normality", "position"))
     maxima = 3 * torch.randn(images, 2, generator=torch.Generator().manual_seed(0))
     calibration.observe_maxima(maxima)
