@@ -116,6 +116,7 @@ ROWS = (
     Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
     Row("jitter_0", "the MSN sees maps at their own strength", {"fusion_jitter": 0.0}),
     Row("zoom_1", "the MSN sees maps at their own size", {"fusion_zoom": 1.0}),
+    Row("fade_0", "the branches' maps show every anomaly that the MSN learns from", {"fusion_fade": 0.0}),
     Row("unseen_0", "the MSN learns from the textures of the pairs alone", {"fusion_unseen": 0.0}),
     Row("unseen_half", "the MSN learns from textures and alterations by turns", {"fusion_unseen": 0.5}),
     Row("updates_1", "one step of the MSN an iteration", {"fusion_updates": 1}),

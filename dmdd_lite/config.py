@@ -226,6 +226,14 @@ class Config:
         low=1.0,
         high=16.0,
     )
+    fusion_fade: float = option(
+        0.5,
+        "ours",
+        "share of the pairs in which the segmentation network sees the anomaly faded in the branches' maps: "
+        "what the student reconstructs of a defect is missing there, and position maps must tell",
+        low=0.0,
+        high=1.0,
+    )
     fusion_unseen: float = option(
         1.0,
         "ours",

@@ -204,6 +204,23 @@ def jitter_maps(maps: Tensor, spread: float, rng: torch.Generator) -> Tensor:
     return maps + send(spread * (image + single), maps.device)
 
 
+def fade_maps(maps: Tensor, count: int, share: float, rng: torch.Generator) -> Tensor:
+    """Calibrated maps (2 B, K, H, W), of B normal views and then of their B damaged ones: in a random `share`
+    of the pairs, the first `count` maps of the damaged view come nearer to the normal view's, all of them by
+    the same random part of the way.
+
+    A student may reconstruct a real defect better than any synthetic one; without this the network learns
+    that where the branches see nothing, there is nothing. rng: on the CPU. [ours]
+    """
+    if not share or not count:
+        return maps
+    normal, damaged = maps.chunk(2)
+    chance, left = torch.rand(2, len(normal), 1, 1, 1, generator=rng)
+    left = send(torch.where(chance < share, left, 1.0), maps.device)
+    faded = torch.lerp(normal[:, :count], damaged[:, :count], left.to(maps.dtype))
+    return torch.cat((normal, torch.cat((faded, damaged[:, count:]), dim=1)))
+
+
 def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Seven batches in ten: one random square of maps (B, K, H, W) and mask (B, H, W), enlarged up to `most`
     times to the full size.

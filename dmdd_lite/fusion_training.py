@@ -14,7 +14,7 @@ from .alterations import fusion_view
 from .config import Config
 from .device import autocast
 from .files import Progress
-from .fusion import build_fusion, jitter_maps, zoom_maps
+from .fusion import build_fusion, fade_maps, jitter_maps, map_kinds, zoom_maps
 from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
 from .synthesis import step_generator
@@ -29,11 +29,20 @@ class KeptMaps(NamedTuple):
 
 
 def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config, step: int) -> Tensor:
-    """L_MSN of calibrated maps (B, K, h, w), varied in strength and size, on mask (B, H, W)."""
+    """L_MSN of calibrated maps (2 B, K, h, w), of normal and then of damaged views, varied in strength and
+    size, on their masks (2 B, H, W)."""
     rng = step_generator(config.seed, "fusion", step)
-    varied = jitter_maps(maps, config.fusion_jitter, rng)
+    varied = fade_maps(maps, fading_maps(config, maps.shape[1]), config.fusion_fade, rng)
+    varied = jitter_maps(varied, config.fusion_jitter, rng)
     varied, share = zoom_maps(varied, resize_mask(mask, maps.shape[2:]), config.fusion_zoom, rng)
     return msn_loss(fusion(varied).logits, share, config.fusion_loss)
+
+
+def fading_maps(config: Config, count: int) -> int:
+    """How many of `count` fused maps may fade: the branches', which come first, if those of positions are
+    there to tell."""
+    kinds = map_kinds(config)
+    return count * len(config.branches) // len(kinds) if config.position_maps else 0
 
 
 @torch.no_grad()
