@@ -22,7 +22,7 @@ from dmdd_lite.fusion_comparison import (
     train_fusions,
     with_fusion,
 )
-from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.fusion_training import KeptMaps, fading_maps, fusion_loss, keep_maps, train_fusion
 from dmdd_lite.losses import resize_mask
 from dmdd_lite.model import MAP_NAMES, build_model
 from dmdd_lite.synthesis import Pairs
@@ -129,6 +129,34 @@ def test_training_lowers_the_loss(fusion):
 
     untrained = train_fusion(config, kept, passes=0, progress=False)
     assert loss(train_fusion(config, kept, progress=False)) < 0.8 * loss(untrained)
+
+
+def test_a_fusion_that_saw_anomalies_fade_hears_positions_alone():
+    """Of an anomaly that only the position maps show, against one that all maps show."""
+    seen = learnable(31).maps[30, 2:].float()
+    quiet = seen.clone()
+    quiet[:, :6] = learnable(32).maps[31, :2, :6].float()
+
+    def heard(fade):
+        config = tiny_config(fusion_learning_rate=0.02, fusion_fade=fade)
+        fusion = train_fusion(config, learnable(60), 2, progress=False)
+        with torch.no_grad():
+            return tuple(fusion(maps).logits[:, 5:9, 5:9].mean().item() for maps in (quiet, seen))
+
+    without, with_fading = heard(0.0), heard(1.0)
+    assert with_fading[0] > without[0] + 1
+    assert with_fading[1] > 0  # what all maps show is found as before
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 6), ({"branches": ("normality",)}, 3), ({"position_maps": False}, 0)],
+    ids=["all", "one branch", "no positions"],
+)
+def test_only_branches_fade_and_only_beside_positions(changes, count):
+    config = tiny_config(**changes)
+    kinds = len(config.branches) + config.position_maps
+    assert fading_maps(config, 3 * kinds) == count
 
 
 def test_training_is_a_function_of_the_seed_alone():

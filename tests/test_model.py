@@ -6,7 +6,7 @@ import torch
 from builders import tiny_config
 from scipy import ndimage
 
-from dmdd_lite.fusion import ATTENTIONS, BIAS, GAIN, SegmentationNetwork, jitter_maps, zoom_maps
+from dmdd_lite.fusion import ATTENTIONS, BIAS, GAIN, SegmentationNetwork, fade_maps, jitter_maps, zoom_maps
 from dmdd_lite.losses import aim_loss, ngm_loss
 from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, map_names, smooth
 from dmdd_lite.student import DecoderStudent, Decoupling
@@ -173,6 +173,28 @@ def test_same_seed_same_network(teacher):
     a, b, c = (build_model(tiny_config(seed=s), teacher).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_fading_draws_the_branches_of_a_damaged_view_towards_the_normal_one():
+    normal, damaged = torch.rand(200, 9, 4, 4), 2 + torch.rand(200, 9, 4, 4)
+    maps = torch.cat((normal, damaged))
+    faded = fade_maps(maps, 6, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(faded[:200], normal)
+    assert torch.equal(faded[200:, 6:], damaged[:, 6:])  # positions tell all
+    left = (faded[200:, :6] - normal[:, :6]) / (damaged[:, :6] - normal[:, :6])
+    torch.testing.assert_close(left, left[:, :1, :1, :1].expand_as(left))  # one share a pair
+    shares = left[:, 0, 0, 0]
+    whole = (shares - 1).abs() < 1e-5
+    assert 80 <= whole.sum() <= 120
+    assert shares[~whole].mean().item() == pytest.approx(0.5, abs=0.1)
+    assert shares.min() >= -1e-5
+
+
+def test_nothing_fades_at_a_share_of_0_or_without_branches():
+    maps, untouched = torch.rand(4, 9, 4, 4), torch.Generator().manual_seed(0)
+    assert fade_maps(maps, 6, 0.0, untouched) is maps
+    assert fade_maps(maps, 0, 1.0, untouched) is maps
+    assert torch.equal(untouched.get_state(), torch.Generator().manual_seed(0).get_state())
 
 
 def test_jitter_shifts_each_map_and_zoom_enlarges_maps_and_mask_alike():
