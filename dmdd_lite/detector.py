@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .config import Config
 from .data import open_folder
-from .device import autocast, resolve_device
+from .device import autocast, resolve_device, unit_range
 from .files import write_atomically, write_json
 from .images import DataError, read_image
 from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_maps, image_scores
@@ -89,9 +89,8 @@ class Detector:
 
     def output(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
         """The model's own output, on its device, for images uint8 (B, 3, S, S); trained_on as in DMDD."""
-        images = images.to(self.device).float() / 255
         with autocast(self.device, self.config.precision):
-            return self.model(images.contiguous(memory_format=torch.channels_last), trained_on)
+            return self.model(unit_range(images, self.device), trained_on)
 
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the smoothed maps

@@ -55,6 +55,11 @@ def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+def unit_range(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Images uint8 (B, 3, H, W) as the networks take them: floats in [0, 1] on the device, channels last."""
+    return (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+
+
 @functools.cache
 def keep_freed_memory():
     """Keep freed memory in this process instead of handing it back and asking for it again in each step of a

@@ -155,7 +155,7 @@ class Calibration(nn.Module):
     def blend(self, maxima: Tensor) -> Tensor:
         """Image scores (B,) in [0, 1] of two maxima each, (B, 2), the fused map's logit first: on its scale,
         a weighted mean of how many spreads either is above good images', the second with `COARSE_SHARE`."""
-        fused, coarsest = ((maxima - self.score_mean) / self.score_spread).unbind(1)
+        fused, coarsest = ((maxima - self.score_mean) / self.score_spread.clamp(min=1e-6)).unbind(1)
         above = torch.lerp(fused, coarsest, COARSE_SHARE)
         return (self.score_mean[0] + self.score_spread[0] * above).sigmoid()
 
@@ -241,7 +241,7 @@ def zoom_maps(maps: Tensor, mask: Tensor, most: float, rng: torch.Generator) -> 
 class WeightedSum(nn.Module):
     """The least that learns to fuse: one weight a map and a bias. Same input and output as the MSN. [ours]"""
 
-    def __init__(self, maps: int = 6, skip: float = 0.15):
+    def __init__(self, maps: int = 6, skip: float = 0.0):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
         self.skip = skip
@@ -273,7 +273,7 @@ class SegmentationNetwork(nn.Module):
         width: int = 16,
         perceptions=(1, 2, 4),
         attentions=("channel", "spatial", "coordinate"),
-        skip: float = 0.15,
+        skip: float = 0.0,
     ):
         super().__init__()
         channels = width * len(perceptions)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .device import autocast
+from .device import autocast, unit_range
 from .fusion import FLOOR, Calibration, build_fusion, map_kinds
 from .losses import Features, cosine_distance, distillation_maps, stack_maps
 from .position import build_position
@@ -76,7 +76,7 @@ class DMDD(nn.Module):
         trained_on: as in `forward`. [ours]"""
         device = self.teacher.mean.device
         for number, batch in enumerate(good.split(CALIBRATION_BATCH), start=1):
-            images = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+            images = unit_range(batch, device)
             with autocast(device, self.config.precision):
                 features = self.teacher(images)
                 kinds = self.distances(images, features, features if trained_on else None)

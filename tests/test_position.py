@@ -448,6 +448,8 @@ def test_blended_scores_by_hand():
     ratio = (spread[0] / spread[1]).item()
     expected = torch.tensor([-3.0, -2.1, -3 + 0.2 * ratio, -3.6 - 0.4 * ratio])
     torch.testing.assert_close(calibration.blend(maxima).logit(), expected)
+    calibration.score_spread.zero_()  # of a detector made by hand
+    assert calibration.blend(calibration.score_mean.repeat(2, 1)).isfinite().all()
 
 
 @pytest.mark.parametrize("images", [1, 2, 400])
