@@ -198,7 +198,7 @@ class Config:
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
-        0.15,
+        0.25,
         "ours",
         "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
         low=0.0,
@@ -326,7 +326,7 @@ class Config:
 
     # score
     smoothing_sigma: float = option(
-        4.0, "authors", "Gaussian on the full-size maps, in pixels at 256", low=0.0, high=60.0
+        5.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
     )
     score_rule: str = option(
         "blend",
