@@ -37,7 +37,7 @@ class Row(NamedTuple):
     def is_refit(self) -> bool:
         """Whether the row has the student of the full row."""
         return (
-            not {"iterations", "fusion_start"} & set(self.changes)
+            not {"iterations", "fusion_start", "fusion_iterations"} & set(self.changes)
             and set(self.changes) <= set(AFTER_STUDENT)
             and self.textures == "folder"
             and self.name != FULL
@@ -131,8 +131,7 @@ ROWS = (
     # scoring
     Row("sigma_2", "less smoothing", {"smoothing_sigma": 2.0}),
     Row("sigma_4", "as the authors smooth", {"smoothing_sigma": 4.0}),
-    Row("sigma_5", "a little more smoothing than the authors'", {"smoothing_sigma": 5.0}),
-    Row("sigma_6", "more smoothing", {"smoothing_sigma": 6.0}),
+    Row("sigma_6", "more smoothing than the authors'", {"smoothing_sigma": 6.0}),
     Row("score_blend", "image score: fused and coarsest position map", {"score_rule": "blend"}),
     Row("score_max", "image score: the highest pixel of the map", {"score_rule": "max"}),
     Row("score_top", "image score: the mean of the highest pixels", {"score_rule": "top"}),

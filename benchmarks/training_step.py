@@ -56,7 +56,7 @@ def fields_of(options, more: str = "") -> dict:
         "image_size": options.size,
         "batch_size": options.batch,
         "precision": options.precision,
-        "iterations": 100_000,
+        "iterations": 5000,
         **measure.read_fields([*options.set, more]),
     }
 
@@ -111,7 +111,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     for way in ways.values():  # the first calls warm up
         measure.timed(way, device, 1)
     found = {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
-    found["fusion (MSN)"] *= 1 - config.fusion_start
+    found["fusion (MSN)"] *= 1 - student_share(config)
     return found
 
 
@@ -125,6 +125,13 @@ def operations(trainer) -> dict[str, int]:
     return {"operations": batch * pair.total, "computed": batch * (pair.total - spared)}
 
 
+def student_share(config) -> float:
+    """Of the iterations, those of stage 1."""
+    if hasattr(config, "student_iterations"):
+        return config.student_iterations / config.iterations
+    return config.fusion_start  # a peer from before the stages were told apart
+
+
 def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
     """Seconds of an iteration, in the mean over both stages of a training, and, for the floor, the device's
     rate right before: other work on the machine slows both."""
@@ -134,7 +141,8 @@ def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
 
         found["rate"] = convolution_rate(trainer.device, precision=trainer.config.precision)
     config, seconds = trainer.config, 0.0
-    for first, share in ((0, config.fusion_start), (1, 1 - config.fusion_start)):
+    learning = student_share(config)
+    for first, share in ((0, learning), (1, 1 - learning)):
         if share:
             warm_up(trainer, first)
             seconds += share * measure.timed(trainer.step, trainer.device, times, calls)
@@ -143,7 +151,8 @@ def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
 
 def warm_up(trainer, second: bool):
     """Some iterations of a stage, from its start."""
-    trainer.iteration = round(trainer.config.fusion_start * trainer.config.iterations) if second else 0
+    config = trainer.config
+    trainer.iteration = round(student_share(config) * config.iterations) if second else 0
     trainer.model.train(not second)
     if second and hasattr(trainer, "finish_student"):  # not in a peer whose stages run together
         trainer.finish_student()
@@ -160,7 +169,7 @@ def serve(fields: dict, options, device: torch.device):
         warnings.simplefilter("always", UserWarning)
         trainer = build(fields, options)
         whole = hasattr(trainer, "teacher_features") and not options.no_parts
-        for second in range(1 + (trainer.config.fusion_start < 1)):
+        for second in range(1 + (student_share(trainer.config) < 1)):
             warm_up(trainer, second)
         measure.tell({"ready": True})
         for _ in range(options.turns):

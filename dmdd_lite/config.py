@@ -198,7 +198,7 @@ class Config:
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
-        0.25,
+        0.3,
         "ours",
         "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
         low=0.0,
@@ -252,10 +252,17 @@ class Config:
     fusion_start: float = option(
         0.75,
         "ours",
-        "share of the iterations that train the student; in the rest the segmentation network learns on the "
+        "least share of the iterations that train the student; in the rest the segmentation network learns on the "
         "maps of the finished student; 1 = never, the maps are summed",
         low=0.0,
         high=1.0,
+    )
+    fusion_iterations: int = option(
+        200,
+        "ours",
+        "most iterations of that rest; the student gets the others: a small network that learns from "
+        "synthetic anomalies for long learns more and more of what is synthetic about them",
+        low=1,
     )
     fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
@@ -326,7 +333,7 @@ class Config:
 
     # score
     smoothing_sigma: float = option(
-        5.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
+        6.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
     )
     score_rule: str = option(
         "blend",
@@ -387,7 +394,7 @@ class Config:
     @property
     def student_iterations(self) -> int:
         """Iterations that train the student; those after them train the segmentation network."""
-        return round(self.fusion_start * self.iterations)
+        return max(round(self.fusion_start * self.iterations), self.iterations - self.fusion_iterations)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -419,7 +426,8 @@ def differences(one: Config, other: Config) -> list[str]:
     return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
 
 
-#: what the student's training never reads; of `iterations` and `fusion_start` it reads `student_iterations`
+#: what the student's training never reads; of `iterations`, `fusion_start` and `fusion_iterations` it reads
+#: `student_iterations`
 AFTER_STUDENT = (
     *("position_maps", "position_pool", "position_channels", "position_context"),
     *(item.name for item in dataclasses.fields(Config) if item.name.split("_")[0] == "fusion"),

@@ -1,8 +1,8 @@
 """One iteration of training, and the state that it advances: both branches' distillation, then the fusion.
 
-Stage 1, the first `fusion_start` of the iterations, trains the student; in stage 2 the segmentation network
-learns on the maps of the finished student. Maps of a student that still learns are of another kind than those
-that the network is asked about in the end.
+Stage 1, the first `student_iterations`, trains the student; in stage 2 the segmentation network learns on the
+maps of the finished student. Maps of a student that still learns are of another kind than those that the
+network is asked about in the end.
 """
 
 import copy

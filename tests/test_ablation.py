@@ -99,7 +99,7 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
     rows = bench.ablation_rows
     assert len(rows.BY_NAME) == len(rows.ROWS)
     same = {row.name for row in rows.ROWS if row.same_as_full(base)}
-    assert same == {"full", "sigma_5", "score_blend"}
+    assert same == {"full", "sigma_6", "score_blend"}
     for row in rows.ROWS:
         changed = {text.split(":")[0] for text in differences(base, row.config(base, 7))} - {"seed"}
         assert changed == (set() if row.name in same else set(row.changes)), row.name
@@ -112,7 +112,7 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
 
 def test_what_only_scores_is_told_from_what_trains(bench):
     scoring = {row.name for row in bench.ablation_rows.ROWS if row.is_scoring}
-    smoothing = {"sigma_2", "sigma_4", "sigma_5", "sigma_6"}
+    smoothing = {"sigma_2", "sigma_4", "sigma_6"}
     skips = {"summed", "skip_half", "skip_0"}
     assert scoring == {*skips, "score_blend", "score_max", "score_top", *smoothing}
 
@@ -136,14 +136,14 @@ def test_list_names_every_row(bench, capsys):
 
 
 def test_the_plan_groups_rows_by_training(bench, root, tmp_path, capsys):
-    more = ("--rows", "aim", "sigma_2", "sigma_5", "jitter_0", "textures_procedural", "--seeds", "0", "1")
+    more = ("--rows", "aim", "sigma_2", "sigma_6", "jitter_0", "textures_procedural", "--seeds", "0", "1")
     jobs = planned(bench, root, tmp_path, *more)
     found = [(job.row, job.seed, list(job.rows)) for job in jobs]
     one = [("full", 0, ["sigma_2", "jitter_0"]), ("aim", 0, ["aim"])]
     assert found == [*one, *((row, 1, rows) for row, _, rows in one)]
-    assert "left out: sigma_5, textures_procedural" in capsys.readouterr().out
+    assert "left out: sigma_6, textures_procedural" in capsys.readouterr().out
     assert Config.from_dict(jobs[0].rows["sigma_2"]).smoothing_sigma == 2
-    assert Config.from_dict(jobs[0].config).smoothing_sigma == 5
+    assert Config.from_dict(jobs[0].config).smoothing_sigma == 6
 
 
 # ---- grids --------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_training_step_beside_another_checkout(tmp_path):
     assert list(found["ways"]) == ["peer", "less"]
     less = found["ways"]["less"]
     # as narrow as the variant, with the stages of a long training
-    pair = pair_operations(tiny_config(fusion_start=Config().fusion_start, iterations=100_000))
+    pair = pair_operations(tiny_config(fusion_start=Config().fusion_start, iterations=5000))
     assert less["floor"]["operations"] == 2 * pair.total
     assert less["floor"]["computed"] == 2 * (pair.total - pair.teacher // 2)
     assert sum(less["parts"].values()) == pytest.approx(less["seconds"])

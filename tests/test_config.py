@@ -62,3 +62,18 @@ def test_every_field_is_documented_with_its_origin():
 
 def test_readme_holds_the_provenance_table_of_the_code():
     assert provenance_table() in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "student"),
+    [
+        ({"iterations": 300}, 225),
+        ({"iterations": 800}, 600),
+        ({"iterations": 5000}, 4800),
+        ({"iterations": 5000, "fusion_iterations": 5000}, 3750),
+        ({"iterations": 300, "fusion_iterations": 50}, 250),
+        ({"iterations": 5000, "fusion_start": 1.0}, 5000),
+    ],
+)
+def test_iterations_of_the_student_are_those_that_the_fusion_leaves(changes, student):
+    assert Config(**changes).student_iterations == student
