@@ -252,8 +252,8 @@ class Config:
     fusion_start: float = option(
         0.75,
         "ours",
-        "least share of the iterations that train the student; in the rest the segmentation network learns on the "
-        "maps of the finished student; 1 = never, the maps are summed",
+        "least share of the iterations that train the student; in the rest the segmentation network learns "
+        "on the maps of the finished student; 1 = never, the maps are summed",
         low=0.0,
         high=1.0,
     )
