@@ -122,10 +122,11 @@ def test_the_student_and_its_statistics_stay_as_they_were(model):
 def test_training_lowers_the_loss(fusion):
     config, kept = tiny_config(fusion=fusion, fusion_learning_rate=0.02), learnable()
     maps, masks = learnable(31).maps[30].float(), kept.masks[0]
+    as_they_are = config.replace(fusion_fade=0.0, fusion_jitter=0.0, fusion_zoom=1.0)
 
     def loss(network):
         with torch.no_grad():
-            return fusion_loss(network, maps, masks, config.replace(fusion_jitter=0.0, fusion_zoom=1.0), 0)
+            return fusion_loss(network, maps, masks, as_they_are, 0)
 
     untrained = train_fusion(config, kept, passes=0, progress=False)
     assert loss(train_fusion(config, kept, progress=False)) < 0.8 * loss(untrained)

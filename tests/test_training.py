@@ -240,7 +240,7 @@ def test_either_view_has_its_own_batch_statistics(root):
 def at_stage_2(root, **changes):
     """A trainer of a student that has not learned, whose fusion sees maps as they are."""
     trainer = make_trainer(root, tiny_config(fusion_start=0.0, position_channels=2, **changes))
-    trainer.config = trainer.config.replace(fusion_jitter=0.0, fusion_zoom=1.0)
+    trainer.config = trainer.config.replace(fusion_fade=0.0, fusion_jitter=0.0, fusion_zoom=1.0)
     trainer.finish_student()
     return trainer
 
