@@ -111,7 +111,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     for way in ways.values():  # the first calls warm up
         measure.timed(way, device, 1)
     found = {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
-    found["fusion (MSN)"] *= 1 - student_share(config)
+    found["fusion (MSN)"] *= 1 - student_iterations(config) / config.iterations
     return found
 
 
@@ -125,11 +125,9 @@ def operations(trainer) -> dict[str, int]:
     return {"operations": batch * pair.total, "computed": batch * (pair.total - spared)}
 
 
-def student_share(config) -> float:
-    """Of the iterations, those of stage 1."""
-    if hasattr(config, "student_iterations"):
-        return config.student_iterations / config.iterations
-    return config.fusion_start  # a peer from before the stages were told apart
+def student_iterations(config) -> int:
+    """Iterations of stage 1; a peer from before the stages were told apart has a share alone."""
+    return getattr(config, "student_iterations", round(config.fusion_start * config.iterations))
 
 
 def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
@@ -141,7 +139,7 @@ def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
 
         found["rate"] = convolution_rate(trainer.device, precision=trainer.config.precision)
     config, seconds = trainer.config, 0.0
-    learning = student_share(config)
+    learning = student_iterations(config) / config.iterations
     for first, share in ((0, learning), (1, 1 - learning)):
         if share:
             warm_up(trainer, first)
@@ -151,8 +149,7 @@ def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
 
 def warm_up(trainer, second: bool):
     """Some iterations of a stage, from its start."""
-    config = trainer.config
-    trainer.iteration = round(student_share(config) * config.iterations) if second else 0
+    trainer.iteration = student_iterations(trainer.config) if second else 0
     trainer.model.train(not second)
     if second and hasattr(trainer, "finish_student"):  # not in a peer whose stages run together
         trainer.finish_student()
@@ -169,7 +166,8 @@ def serve(fields: dict, options, device: torch.device):
         warnings.simplefilter("always", UserWarning)
         trainer = build(fields, options)
         whole = hasattr(trainer, "teacher_features") and not options.no_parts
-        for second in range(1 + (student_share(trainer.config) < 1)):
+        config = trainer.config
+        for second in range(1 + (student_iterations(config) < config.iterations)):
             warm_up(trainer, second)
         measure.tell({"ready": True})
         for _ in range(options.turns):

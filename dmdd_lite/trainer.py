@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .alterations import fusion_view
 from .checkpoints import TrainingError
 from .config import Config, differences
-from .device import autocast, keep_freed_memory, precision_of, send, unit_range
+from .device import autocast, keep_freed_memory, precision_of, send
 from .fusion_training import fusion_inputs, fusion_loss
 from .losses import Features, aim_loss, ngm_loss
 from .model import DMDD
@@ -261,8 +261,7 @@ def known_features(config: Config, teacher: Teacher, data: TrainingData) -> tupl
         return None
     parts = []
     with autocast(data.images.device, config.precision):
-        for images in data.images.split(8):
-            features = teacher(unit_range(images, data.images.device))
+        for features in teacher.stream(data.images):
             parts.append([f.bfloat16() if low else f for f in features])
     return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
 
