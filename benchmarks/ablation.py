@@ -106,8 +106,8 @@ def plan(options: argparse.Namespace, base: Config) -> list[Job]:
     if same:
         print(f"as the full row, left out: {', '.join(same)}")
     wanted = [row for row in wanted if row.name not in same]
-    groups = {row.name: [row] for row in wanted if not row.is_refit}
-    refit = [row for row in wanted if row.is_refit]  # those that are only scored too
+    groups = {row.name: [row] for row in wanted if not row.is_refit(base)}
+    refit = [row for row in wanted if row.is_refit(base)]  # those that are only scored too
     if refit:
         groups[FULL] = [*groups.get(FULL, []), *refit]
     order = sorted(groups, key=lambda name: name != FULL)

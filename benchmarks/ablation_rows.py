@@ -1,14 +1,14 @@
 """The rows of the ablation: named changes of a base configuration, each with what it is to show.
 
 A new row is one more line in ROWS. A row whose changes are all named in SCORING trains nothing: it is scored
-from the detector of the row `full`; and one whose changes are all named in AFTER_STUDENT trains no student of
-its own, but a fusion for the one of that detector.
+from the detector of the row `full`; and one whose changes leave the student as it is (`student_differences`)
+trains a fusion alone, for the one of that detector.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dmdd_lite.config import AFTER_STUDENT, Config, differences
+from dmdd_lite.config import Config, differences, student_differences
 
 #: fields that the training never reads
 SCORING = ("smoothing_sigma", "score_rule", "score_top", "fusion_skip", "threshold_quantile")
@@ -33,15 +33,11 @@ class Row(NamedTuple):
         """Whether the row is a matter of scoring alone."""
         return bool(self.changes) and set(self.changes) <= set(SCORING) and self.textures == "folder"
 
-    @property
-    def is_refit(self) -> bool:
+    def is_refit(self, base: Config) -> bool:
         """Whether the row has the student of the full row."""
-        return (
-            not {"iterations", "fusion_start", "fusion_iterations"} & set(self.changes)
-            and set(self.changes) <= set(AFTER_STUDENT)
-            and self.textures == "folder"
-            and self.name != FULL
-        )
+        if self.textures != "folder" or self.name == FULL:
+            return False
+        return not student_differences(self.config(base, base.seed), base)
 
     def config(self, base: Config, seed: int) -> Config:
         """Raises ValueError or TypeError for a change that Config does not take."""
@@ -146,6 +142,6 @@ def listing(base: Config) -> str:
     for row in ROWS:
         config = row.config(base, base.seed)
         changes = ", ".join(f"{name}={getattr(config, name)!r}" for name in row.changes) or "-"
-        trains = "no" if row.is_scoring else "fusion" if row.is_refit else "yes"
+        trains = "no" if row.is_scoring else "fusion" if row.is_refit(base) else "yes"
         lines.append(f"| {row.name} | {changes} | {row.textures} | {trains} | {row.why} |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ import numpy as np
 import pooch
 from PIL import Image
 
-from ..files import Progress
+from ..images import in_threads
 from . import fabric, lever, pcb
 from .canvas import Flaw, add_noise, changed_pixels, expose
 
@@ -104,17 +104,20 @@ def _draw_defect(category: str, defect: str, key: tuple, scene, sound: np.ndarra
 
 def _write_images(folder: Path, category: str, jobs: list[tuple], seed: int, size: int) -> None:
     """Draw and write the images that `jobs` names as (split, defect or None, index) below `folder`."""
-    with Progress(len(jobs), f"drawing {category}") as bar:
-        for done, (split, defect, index) in enumerate(jobs, start=1):
-            image, mask = render_sample(category, defect, index, seed, size, split)
-            target = folder / split / (defect or "good") / f"{index:03d}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(target, compress_level=4)
-            if defect is not None:
-                truth = folder / "ground_truth" / defect / f"{index:03d}_mask.png"
-                truth.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(mask.astype(np.uint8) * 255).save(truth)
-            bar.update(done)
+
+    def draw(job: tuple[str, str | None, int]) -> None:
+        split, defect, index = job
+        image, mask = render_sample(category, defect, index, seed, size, split)
+        target = folder / split / (defect or "good") / f"{index:03d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target, compress_level=4)
+        if defect is not None:
+            truth = folder / "ground_truth" / defect / f"{index:03d}_mask.png"
+            truth.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(truth)
+
+    for _ in in_threads(draw, jobs, f"drawing {category}"):
+        pass
 
 
 def write_samples(
