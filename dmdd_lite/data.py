@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .images import DataError, in_threads, read_image, read_mask
+from .files import in_threads
+from .images import DataError, read_image, read_mask
 from .room import zeros
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})

@@ -8,8 +8,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -159,3 +161,16 @@ class Progress:
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
+
+
+def in_threads(
+    function: Callable[[Any], Any], items: Sequence, progress: str | None = None, workers: int | None = None
+) -> Iterator:
+    """`map` over a small thread pool, in order; Pillow and numpy work outside of Python's lock. `progress`
+    names the bar, None silences it."""
+    workers = workers or min(8, os.cpu_count() or 1)
+    bar = Progress(len(items), progress or "", enabled=bool(progress))
+    with ThreadPoolExecutor(workers) as pool, bar:
+        for done, result in enumerate(pool.map(function, items), start=1):
+            yield result
+            bar.update(done)

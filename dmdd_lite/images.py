@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
-from .files import Progress
+from .files import in_threads
 from .room import zeros
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # what Pillow may try, so that no other decoder meets unknown files
@@ -103,18 +102,6 @@ def load_images(
     for index, image in enumerate(in_threads(lambda p: read_image(p, size), paths, progress, workers)):
         images[index] = image
     return images
-
-
-def in_threads(
-    function: Callable[[Any], Any], items: Sequence, progress: str | None = None, workers: int | None = None
-) -> Iterator:
-    """`map` over a small thread pool, in order; Pillow decodes outside of Python's lock."""
-    workers = workers or min(8, os.cpu_count() or 1)
-    bar = Progress(len(items), progress or "", enabled=bool(progress))
-    with ThreadPoolExecutor(workers) as pool, bar:
-        for done, result in enumerate(pool.map(function, items), start=1):
-            yield result
-            bar.update(done)
 
 
 def _decode(source: str | Path | Image.Image, convert: Callable[[Image.Image], Any]) -> Any:

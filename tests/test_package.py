@@ -17,7 +17,9 @@ def test_everything_exported_is_there_and_where_it_is_defined():
         dmdd_lite.detect  # noqa: B018
 
 
-@pytest.mark.parametrize("module", ["dmdd_lite", "dmdd_lite.config", "dmdd_lite.metrics"])
+@pytest.mark.parametrize(
+    "module", ["dmdd_lite", "dmdd_lite.config", "dmdd_lite.metrics", "dmdd_lite.samples"]
+)
 def test_light_modules_do_not_import_pytorch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

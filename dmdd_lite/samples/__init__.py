@@ -19,7 +19,7 @@ import numpy as np
 import pooch
 from PIL import Image
 
-from ..images import in_threads
+from ..files import in_threads
 from . import fabric, lever, pcb
 from .canvas import Flaw, add_noise, changed_pixels, expose
 
