@@ -1,75 +1,80 @@
-"""`make demo`: notebook 05 on the three embedded categories, then the table and where the pictures are."""
+"""`make demo`: notebook 05 on the three embedded categories at a time, then the table and where the pictures
+are. The same command goes on after an interruption and repeats nothing finished."""
 
 import argparse
-import logging
 import shutil
 import sys
 import time
 from pathlib import Path
 
 from .evaluation import METRICS, collect_results, results_table
-from .runner import NOTEBOOKS, NotebookError, run_notebook
-from .samples import SAMPLE_CATEGORIES
-
-NOTEBOOK = NOTEBOOKS / "05_mvtec_reproduction.ipynb"
+from .reproduction.board import Board, Run
+from .reproduction.jobs import INTERRUPTED, Job, interrupt_on_sigterm
+from .reproduction.schedule import places, run_here
+from .runner import REPRODUCTION, notebook_parameters
+from .samples import SAMPLE_CATEGORIES, sample_root
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 all done, 1 a run failed, 2 nothing was started, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m dmdd_lite.demo", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results/demo"), help="folder of the results")
     parser.add_argument("--figures", type=Path, help="also copy the map pictures there")
     parser.add_argument("--iterations", type=int, help="instead of the notebook's default")
     options = parser.parse_args(arguments)
-    show_prints()
+    interrupt_on_sigterm()
     began = time.monotonic()
-    for number, category in enumerate(SAMPLE_CATEGORIES, start=1):
-        print(f"\n[{number}/{len(SAMPLE_CATEGORIES)}] {category}", flush=True)
-        parameters = {"category": category, "results_dir": str(options.results.resolve())}
-        if options.iterations:
-            parameters["iterations"] = options.iterations
-        try:
-            run_notebook(NOTEBOOK, options.results / f"05_{category}.ipynb", parameters)
-        except NotebookError as error:
-            print(error, file=sys.stderr)
-            return 1
+    try:
+        runs = plan(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        sample_root()  # drawn before the runs ask for it
+        print(f"training on {', '.join(SAMPLE_CATEGORIES)}; logs in {runs[0].job.log.parent}", flush=True)
+        run_here(runs, places(len(runs), "auto"), Board())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoints and repeats nothing finished")
+        return INTERRUPTED
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        print(f"{run.job.name}: {run.detail}\n  log: {run.job.log}", file=sys.stderr)
+    if failed:
+        return 1
     results = collect_results(options.results)
     results = results[results["category"].isin(SAMPLE_CATEGORIES)]
     if options.figures:
         options.figures.mkdir(parents=True, exist_ok=True)
         for picture in sorted((options.results / "figures").glob("*_maps.png")):
             shutil.copy(picture, options.figures / f"demo_{picture.name}")
-    print(f"\n{summary(results, options.results, time.monotonic() - began)}")
+    ran = any(run.began is not None for run in runs)
+    took = f"{(time.monotonic() - began) / 60:.1f} minutes" if ran else "done before"
+    print(f"\n{summary(results, options.results, took)}")
     return 0
 
 
-def show_prints():
-    """Let papermill's log show what the cells print, without its own remarks on cells and files."""
-    own = ("Executing", "Ending", "Input", "Output", "<Figure")
-
-    def wanted(record: logging.LogRecord) -> bool:
-        text = record.getMessage().rstrip()
-        record.msg, record.args = text.replace("\n", "\n  "), ()
-        return bool(text.strip()) and not text.startswith(own)
-
-    handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(wanted)
-    handler.setFormatter(logging.Formatter("  %(message)s"))
-    logging.getLogger("papermill").addHandler(handler)
-    logging.getLogger("papermill").setLevel(logging.INFO)
+def plan(options: argparse.Namespace) -> list[Run]:
+    """A run a category, with the notebook's defaults. Raises ValueError for iterations out of range."""
+    common = notebook_parameters(REPRODUCTION) | {"results_dir": str(options.results.resolve())}
+    if options.iterations is not None:
+        common["iterations"] = options.iterations
+    jobs = [Job({**common, "category": category}) for category in SAMPLE_CATEGORIES]
+    jobs[0].config()  # raises
+    return [Run(job) for job in jobs]
 
 
-def summary(results, folder: Path, seconds: float) -> str:
+def summary(results, folder: Path, took: str) -> str:
     """What a newcomer needs at the end: the numbers, what they mean, and where to look."""
     table = results_table(results)
     return "\n".join(
         [
-            f"DMDD on the embedded samples, {seconds / 60:.1f} minutes. Fused map in percent, 100 is best:",
+            f"DMDD on the embedded samples, {took}. Fused map in percent, 100 is best:",
             "",
             table[["seeds", *METRICS]].to_markdown(),
             "",
             "image_auroc: are defective images ranked above good ones?   aupro: are their defects outlined?",
             f"pictures:  {folder / 'figures'}",
-            f"notebooks: {folder / '05_*.ipynb'} (open one in JupyterLab)",
+            f"notebooks: {folder / 'notebooks'} (open one in JupyterLab)",
             f"numbers:   {folder / '<category>_seed0.json'}",
         ]
     )

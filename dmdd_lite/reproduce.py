@@ -25,9 +25,9 @@ from .plots.peers import plot_peers
 from .reference import report
 from .reproduction import cluster
 from .reproduction.board import Board, Run, summary
-from .reproduction.jobs import INTERRUPTED, NOTEBOOK, Job, ResultError, finished, interrupt_on_sigterm
+from .reproduction.jobs import INTERRUPTED, Job, ResultError, finished, interrupt_on_sigterm
 from .reproduction.schedule import places, run_here
-from .runner import check_parameters, notebook_parameters
+from .runner import REPRODUCTION, check_parameters, notebook_parameters
 from .teacher import TeacherError, build_teacher
 
 #: Notebook parameters that options of the command line set.
@@ -75,7 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def plan(options: argparse.Namespace) -> list[Job]:
     """A job a category and seed, those with most iterations first. Raises CannotStart with all problems."""
     notebook = absolute(options.notebook)
-    defaults, problems = notebook_parameters(notebook or NOTEBOOK), []
+    defaults, problems = notebook_parameters(notebook or REPRODUCTION), []
     if options.jobs is not None and options.jobs < 1:
         problems.append(f"--jobs must be at least 1, got {options.jobs}")
     common = defaults | _extra(options.set, defaults, problems)
@@ -96,7 +96,7 @@ def plan(options: argparse.Namespace) -> list[Job]:
             jobs.append(Job({**common, "category": category, "seed": seed, "iterations": steps}, notebook))
     for job in jobs:
         try:
-            check_parameters(notebook or NOTEBOOK, job.parameters)
+            check_parameters(notebook or REPRODUCTION, job.parameters)
             job.config()
         except (ValueError, TypeError) as error:
             problems.append(str(error))

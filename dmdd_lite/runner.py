@@ -1,13 +1,16 @@
 """Runs a notebook headless with papermill, its parameters checked first."""
 
 import ast
+import logging
 import os
+import sys
 from pathlib import Path
 
 from . import locks
 from .options import shown
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+REPRODUCTION = NOTEBOOKS / "05_mvtec_reproduction.ipynb"  # the main job: one category and seed
 
 #: papermill's `-p` makes numbers of digits, and nothing else but text
 HINTS = {
@@ -90,6 +93,22 @@ def _execute(notebook: str | Path, partial: Path, parameters: dict, log: bool):
         raise NotebookError(
             f"its Python process was killed, perhaps for lack of memory\n(the run so far: {partial})"
         ) from error
+
+
+def show_prints():
+    """Let papermill's log show what the cells print, without its own remarks on cells and files."""
+    own = ("Executing", "Ending", "Input", "Output", "<Figure")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        text = record.getMessage().rstrip()
+        record.msg, record.args = text.replace("\n", "\n  "), ()
+        return bool(text.strip()) and not text.startswith(own)
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(wanted)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    logging.getLogger("papermill").addHandler(handler)
+    logging.getLogger("papermill").setLevel(logging.INFO)
 
 
 def check_injected():

@@ -9,7 +9,8 @@ import nbformat
 
 from dmdd_lite import reproduce
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.reproduction.jobs import NOTEBOOK, Job
+from dmdd_lite.reproduction.jobs import Job
+from dmdd_lite.runner import REPRODUCTION
 from dmdd_lite.samples import write_samples
 
 TRAIN = """
@@ -51,7 +52,7 @@ with open(Path(results_dir, "written.txt"), "a") as file:
 
 
 def small_notebook(path: Path) -> Path:
-    document = nbformat.read(NOTEBOOK, 4)
+    document = nbformat.read(REPRODUCTION, 4)
     document.cells = [cell for cell in document.cells if "parameters" in cell.metadata.get("tags", [])]
     document.cells.append(nbformat.v4.new_code_cell(TRAIN))
     nbformat.write(document, path)

@@ -4,10 +4,7 @@ import nbformat
 import papermill
 import pytest
 
-from dmdd_lite import demo
-from dmdd_lite.runner import NOTEBOOKS, NotebookError, check_parameters, notebook_parameters, run_notebook
-
-REPRODUCTION = NOTEBOOKS / "05_mvtec_reproduction.ipynb"
+from dmdd_lite.runner import REPRODUCTION, NotebookError, check_parameters, notebook_parameters, run_notebook
 
 
 @pytest.fixture
@@ -85,13 +82,3 @@ def test_a_notebook_itself_refuses_what_papermill_lets_pass(notebook, tmp_path, 
     else:
         with pytest.raises(papermill.PapermillExecutionError, match=f"{error}; it has root, steps"):
             papermill.execute_notebook(*arguments, progress_bar=False)
-
-
-def test_a_demo_whose_notebook_fails_ends_with_its_error(tmp_path, monkeypatch, capsys):
-    def fail(notebook, output, parameters):
-        raise NotebookError(f"{output} cannot be written")
-
-    monkeypatch.setattr(demo, "run_notebook", fail)
-    monkeypatch.setattr(demo, "show_prints", lambda: None)  # which changes a logger of the process
-    assert demo.main(["--results", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path / '05_fabric.ipynb'} cannot be written\n"

@@ -22,11 +22,10 @@ from typing import NamedTuple
 
 from .. import locks
 from ..config import Config, differences
-from ..demo import NOTEBOOK, show_prints
 from ..evaluation import SCORING, result_path
 from ..files import writing_problem
 from ..locks import Busy
-from ..runner import run_notebook
+from ..runner import REPRODUCTION, run_notebook, show_prints
 
 FAILED, BUSY, INTERRUPTED = 1, 75, 130  # exit codes: the notebook stopped; another process has the job; ours
 
@@ -238,7 +237,7 @@ def main() -> int:
 def execute(job: Job):
     """Run the notebook, unless another command has been faster. Raises ResultError if it writes no result."""
     if finished(job) is None:
-        run_notebook(job.notebook or NOTEBOOK, job.executed, job.parameters)
+        run_notebook(job.notebook or REPRODUCTION, job.executed, job.parameters)
         if finished(job) is None:
             raise ResultError(f"the notebook ended without writing {job.result}")
 
