@@ -9,7 +9,10 @@ from pathlib import Path
 from . import locks
 from .options import shown
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+PACKAGE = Path(__file__).resolve().parent
+#: where the notebooks are: beside the package in a checkout, in it where a wheel was installed (the main job
+#: alone)
+NOTEBOOKS = next(filter(Path.is_dir, (PACKAGE / "notebooks", PACKAGE.parent / "notebooks")), PACKAGE)
 REPRODUCTION = NOTEBOOKS / "05_mvtec_reproduction.ipynb"  # the main job: one category and seed
 
 #: papermill's `-p` makes numbers of digits, and nothing else but text
