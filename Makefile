@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT ?= 1000
 .PHONY: demo reproduce test test-fast stress lint notebooks figures benchmarks clean
 
 demo: $(VENV)/ready
-	@$(BIN)/python -m dmdd_lite.demo
+	@$(BIN)/python -m dmdd_lite.demo $(ARGS)
 
 # the paper's table: make reproduce DATA=data/mvtec_ad ARGS="--textures data/dtd/images --seeds 0 1 2"
 reproduce: export HF_HUB_OFFLINE = 0

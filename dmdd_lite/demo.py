@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/demo"), help="folder of the results")
     parser.add_argument("--figures", type=Path, help="also copy the map pictures there")
     parser.add_argument("--iterations", type=int, help="instead of the notebook's default")
+    parser.add_argument("--jobs", type=int, default=len(SAMPLE_CATEGORIES), help="categories at a time")
     options = parser.parse_args(arguments)
     interrupt_on_sigterm()
     began = time.monotonic()
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         sample_root()  # drawn before the runs ask for it
         print(f"training on {', '.join(SAMPLE_CATEGORIES)}; logs in {runs[0].job.log.parent}", flush=True)
-        run_here(runs, places(len(runs), "auto"), Board())
+        run_here(runs, places(options.jobs, "auto"), Board())
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoints and repeats nothing finished")
         return INTERRUPTED
@@ -54,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
-    """A run a category, with the notebook's defaults. Raises ValueError for iterations out of range."""
+    """A run a category, with the notebook's defaults. Raises ValueError for an option out of range."""
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
     common = notebook_parameters(REPRODUCTION) | {"results_dir": str(options.results.resolve())}
     if options.iterations is not None:
         common["iterations"] = options.iterations

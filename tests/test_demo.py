@@ -11,7 +11,7 @@ from dmdd_lite import demo
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "sample_root", lambda: None)  # nothing is to be trained on
-    return [run.job for run in demo.plan(argparse.Namespace(results=tmp_path, iterations=None))]
+    return [run.job for run in demo.plan(argparse.Namespace(results=tmp_path, iterations=None, jobs=1))]
 
 
 def test_a_run_a_category_with_the_notebooks_defaults(jobs, tmp_path):
@@ -41,7 +41,8 @@ def test_a_run_that_fails_is_named_with_its_reason_and_its_log(jobs, tmp_path, c
     assert "fabric" not in told
 
 
-def test_iterations_out_of_range_are_refused_before_anything_starts(jobs, tmp_path, capsys):
-    assert demo.main(["--results", str(tmp_path / "new"), "--iterations", "0"]) == 2
-    assert "iterations" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["iterations", "jobs"])
+def test_options_out_of_range_are_refused_before_anything_starts(jobs, tmp_path, capsys, option):
+    assert demo.main(["--results", str(tmp_path / "new"), f"--{option}", "0"]) == 2
+    assert f"{option} must be" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
