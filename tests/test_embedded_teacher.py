@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dmdd_lite import device
 from dmdd_lite.synthesis import step_generator
 from dmdd_lite.teacher import EMBEDDED, build_teacher
 
@@ -114,6 +115,30 @@ def test_an_interrupted_training_ends_in_the_same_teacher(small, tmp_path, monke
     states = [build_teacher("embedded", str(path)).state_dict() for path in (whole, resumed)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_it_trains_in_bf16_only_where_the_device_computes_in_it(small, tmp_path, monkeypatch, native):
+    """Elsewhere bf16 is emulated, and several times slower than float32."""
+    monkeypatch.setattr(device, "_computes_bf16", lambda kind: native)
+    kinds = set()
+
+    def note(module, inputs, output):
+        if isinstance(module, torch.nn.Conv2d):
+            kinds.add(output.dtype)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        small.main(
+            [
+                "--iterations",
+                "1",
+                "--checkpoint",
+                str(tmp_path / "run.pt"),
+                "--out",
+                str(tmp_path / "t.safetensors"),
+            ]
+        )
+    assert kinds == {torch.bfloat16 if native else torch.float32}
 
 
 def test_the_shipped_weights_say_where_they_come_from(tool):

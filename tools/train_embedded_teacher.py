@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 from torchvision.transforms.v2 import functional as tvf
 
-from dmdd_lite.device import resolve_device
+from dmdd_lite.device import autocast, resolve_device
 from dmdd_lite.files import Progress, write_atomically
 from dmdd_lite.synthesis import random_perlin, step_generator
 from dmdd_lite.teacher import EMBEDDED
@@ -158,7 +158,7 @@ def train(options: argparse.Namespace):
         for iteration in range(start, options.iterations):
             images, kinds, shown = (part.to(device) for part in coming.result())
             coming = pool.submit(draw, iteration + 1)
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(device):
                 logits = [head(f) for head, f in zip(heads, network(images), strict=True)]
             loss = sum(dense_loss(scores.float(), kinds, shown) for scores in logits)
             optimizer.zero_grad()
