@@ -128,16 +128,8 @@ def test_it_trains_in_bf16_only_where_the_device_computes_in_it(small, tmp_path,
             kinds.add(output.dtype)
 
     with torch.nn.modules.module.register_module_forward_hook(note):
-        small.main(
-            [
-                "--iterations",
-                "1",
-                "--checkpoint",
-                str(tmp_path / "run.pt"),
-                "--out",
-                str(tmp_path / "t.safetensors"),
-            ]
-        )
+        files = [f"--checkpoint={tmp_path / 'run.pt'}", f"--out={tmp_path / 'teacher.safetensors'}"]
+        small.main(["--iterations", "1", *files])
     assert kinds == {torch.bfloat16 if native else torch.float32}
 
 
