@@ -23,10 +23,15 @@ def tool():
         yield train_embedded_teacher
 
 
+@pytest.fixture(scope="module")
+def pictures(tool):
+    return sys.modules["patchworks"]
+
+
 @pytest.fixture
 def small(tool, monkeypatch):
     """Fewer and smaller pictures, a checkpoint every two iterations."""
-    for name, value in {"SIZE": 32, "BATCH": 4, "MATERIALS": 8, "EVERY": 2}.items():
+    for name, value in {"SIZE": 32, "BATCH": 4, "EVERY": 2}.items():
         monkeypatch.setattr(tool, name, value)
     return tool
 
@@ -35,40 +40,83 @@ def rng(number=0):
     return step_generator(0, "patchwork", number)
 
 
-def test_a_patchwork_shows_the_materials_that_it_names(tool, monkeypatch):
-    """Materials of one colour each, no light and no noise: every pixel tells whose it is."""
-    parameters = tool.material_parameters(8, 0)
-    greys = torch.linspace(0.1, 0.9, 8).view(8, 1, 1, 1, 1).expand(8, 2, 3, 1, 1)
-    parameters |= {"colours": greys, "grain": torch.zeros(8, 1, 1, 1)}
-    monkeypatch.setattr(tool, "CHANGED", 1.0)
-    monkeypatch.setattr(tool, "photometric", lambda pictures, rng: pictures)
-    pictures, kinds, shown = tool.patchwork(parameters, 16, 32, rng())
-    assert (shown.sum(1) == 1).all()
-    expected = (greys[:, 0, 0, 0, 0][kinds][:, :, None, None] * shown).sum(1, keepdim=True)
-    assert (pictures - expected).abs().max() < 0.15  # seven times the noise of the last step
-    assert (pictures - expected).std() < 0.03
-    assert shown.mean((0, 2, 3)).min() > 0.15  # no piece is always covered
+def test_every_piece_of_a_patchwork_is_one_of_those_given(pictures):
+    """Pieces of one value each: every pixel has one of them, the first is always there, the others each in
+    half of the pictures."""
+    values = torch.linspace(0, 1, pictures.PIECES)
+    pieces = values.view(1, -1, 1, 1, 1).expand(200, -1, 3, 32, 32)
+    shown = pictures.patch(pieces, rng())
+    there = (shown[:, :1] == values.view(1, -1, 1, 1)).float()
+    assert (there.sum(1) == 1).all()
+    assert (shown == shown[:, :1]).all()
+    seen = there.amax((2, 3)).mean(0)
+    assert seen[0] > 0.9
+    assert ((seen[1:] > 0.35) & (seen[1:] < 0.6)).all()
 
 
-def test_pictures_are_new_each_time_and_the_same_for_the_same_iteration(tool):
-    parameters = tool.material_parameters(8, 0)
-    first, again, other = (tool.patchwork(parameters, 4, 32, rng(i))[0] for i in (0, 0, 1))
+def test_pictures_are_new_each_time_and_the_same_for_the_same_iteration(pictures):
+    first, again, other = (pictures.patchworks(4, 32, rng(i)) for i in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first - other).abs().mean() > 0.05
     assert first.shape == (4, 3, 32, 32)
-    assert first.min() >= 0
-    assert first.max() <= 1
-    kinds = torch.zeros(2, dtype=torch.long)
-    one, two = tool.render_materials(parameters, kinds, 32, rng())
+    parameters = pictures.material_parameters(1, rng())
+    twice = {name: torch.cat([value, value]) for name, value in parameters.items()}
+    one, two = pictures.render_materials(twice, 32, rng())
     assert not torch.equal(one, two)  # the same material
+    assert one.min() >= 0
+    assert one.max() <= 1
 
 
-def test_light_contrast_and_colours_say_nothing(tool):
+def test_contours_are_masks_of_many_sizes_and_some_are_missing(pictures):
+    masks = pictures.contours(400, 64, rng())
+    assert masks.shape == (400, 64, 64)
+    assert masks.min() >= 0
+    assert masks.max() <= 1
+    empty = masks.amax((1, 2)) == 0
+    assert abs(1 - empty.float().mean() - pictures.PRESENT) < 0.08
+    areas = masks[~empty].mean((1, 2))
+    assert areas.quantile(0.25) < 0.03  # of the picture
+    assert areas.quantile(0.9) > 0.08
+
+
+def test_paint_changes_what_the_masks_cover_and_nothing_else(pictures):
+    before = torch.full((200, 3, 8, 8), 0.5)
+    masks = torch.zeros(200, 3, 8, 8)
+    masks[:, 1, :, :4] = 1
+    painted = pictures.paint(before, masks, rng())
+    assert torch.equal(painted[..., 4:], before[..., 4:])
+    step = (painted - before)[..., :4].mean((2, 3))  # by colour
+    assert (step.abs().amax(1) > 0.01).all()
+    assert (step.std(1) > 0.01).float().mean() > 0.3  # tinted
+    assert 0.3 < (step.mean(1) < 0).float().mean() < 0.7  # darker
+
+
+def test_the_maps_say_where_the_second_view_was_taken(pictures, monkeypatch):
+    """Of a picture that changes slowly, the second view is the first where the map leads."""
+    monkeypatch.setattr(pictures, "relight", lambda pictures, rng: pictures)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    wave = torch.stack([torch.sin(3 * x + y), torch.cos(2 * y), torch.sin(x * y)])
+    (first, second), maps = (part for part in pictures.two_views(wave.expand(1, 3, 64, 64), rng(3)))
+    assert torch.equal(first, wave)
+    for i, j in ((24, 40), (30, 18), (40, 24)):  # row, column
+        here = torch.tensor([(2 * j + 1) / 64 - 1, (2 * i + 1) / 64 - 1, 1.0])
+        there = maps[0] @ here
+        assert there.abs().max() < 1
+        column, row = (((there + 1) * 64 - 1) / 2).tolist()
+        found = first[:, round(row), round(column)]
+        assert (found - second[:, i, j]).abs().max() < 0.1
+        assert (first[:, i, j] - second[:, i, j]).abs().max() > 0.1
+    zooms = pictures.two_views(torch.zeros(300, 3, 8, 8), rng())[1][:, :, :2].det().sqrt().log2()
+    assert zooms.abs().max() <= pictures.ZOOM
+    assert zooms.std() > 0.2
+
+
+def test_light_contrast_and_colours_say_nothing(pictures):
     """One grating many times over: its mean and its contrast lie far apart afterwards, its period stays, a
     third is grey."""
     wave = torch.sin(2 * torch.pi * torch.arange(32) / 8) / 4
     picture = (0.5 + wave * torch.tensor([0.5, 1, 0.8])[:, None])[:, None].expand(600, 3, 32, 32)
-    shown = tool.photometric(picture, rng())
+    shown = pictures.photometric(picture, rng())
     means, spreads = shown.mean((1, 2, 3)), shown.std((1, 2, 3))
     assert means.std() > 0.1
     assert spreads.quantile(0.9) > 2 * spreads.quantile(0.1)
@@ -78,17 +126,40 @@ def test_light_contrast_and_colours_say_nothing(tool):
     assert (strength.argmax(1) == 1).float().mean() > 0.95
 
 
-def test_the_loss_is_the_mean_cross_entropy_over_pixels(tool):
-    """Every pixel of a cell against its own material, by PyTorch's cross-entropy."""
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_loss_is_the_cross_entropy_of_finding_the_same_place(tool, turned):
+    """Cell by cell against all others, in both directions; half a turn brings cell k to the place of the last
+    but k."""
+    features = torch.randn(4, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    sign = -1.0 if turned else 1.0
+    maps = torch.tensor([[sign, 0, 0], [0, sign, 0]]).expand(2, 2, 3)
+    found = tool.matched_loss(features, maps, torch.randperm(40))
+    cells = features / features.norm(dim=1, keepdim=True)
+    first, second = (part.flatten(2) for part in (cells[:2], cells[2:]))
+    first = first.flip(2) if turned else first
+    first, second = (list(part.transpose(1, 2).reshape(-1, 5)) for part in (first, second))
+    expected = 0.0
+    for one, other in ((first, second), (second, first)):
+        for k, cell in enumerate(one):
+            likeness = torch.stack([cell @ o / tool.TEMPERATURE for o in other])
+            expected -= likeness.log_softmax(0)[k] / len(one) / 2
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_places_that_the_first_view_does_not_show_are_not_asked_for(tool, monkeypatch):
+    """The second view is shifted by half of a picture: its right half may hold anything."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 5, 2, 3, generator=generator)
-    kinds = torch.tensor([[0, 4, 2], [1, 1, 3]])
-    winner = torch.randint(3, (2, 8, 12), generator=generator)
-    shown = torch.nn.functional.one_hot(winner, 3).permute(0, 3, 1, 2).float()
-    of_pixel = torch.stack([kinds[i][winner[i]] for i in range(2)])
-    large = logits.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    expected = torch.nn.functional.cross_entropy(large, of_pixel)
-    assert torch.allclose(tool.dense_loss(logits, kinds, shown), expected, atol=1e-6)
+    features = torch.randn(4, 5, 4, 4, generator=generator)
+    maps = torch.tensor([[1.0, 0, 1], [0, 1, 0]]).expand(2, 2, 3)
+    order = torch.randperm(32, generator=generator)
+    found = tool.matched_loss(features, maps, order)
+    changed = features.clone()
+    changed[2:, :, :, 2:] = 7
+    assert torch.equal(tool.matched_loss(changed, maps, order), found)
+    changed[2:, :, :, :2] = 7
+    assert not torch.isclose(tool.matched_loss(changed, maps, order), found)
+    monkeypatch.setattr(tool, "CELLS", 1)  # one alone cannot be missed
+    assert tool.matched_loss(features, maps, order) == 0
 
 
 def test_an_interrupted_training_ends_in_the_same_teacher(small, tmp_path, monkeypatch):
@@ -96,19 +167,19 @@ def test_an_interrupted_training_ends_in_the_same_teacher(small, tmp_path, monke
     arguments = ["--iterations", "5", "--checkpoint", str(tmp_path / "run.pt")]
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
     small.main([*arguments[:2], "--checkpoint", str(tmp_path / "other.pt"), "--out", str(whole)])
-    dense, calls = small.dense_loss, []
+    matched, calls = small.matched_loss, []
 
     def stop(*given):
         calls.append(1)
         if len(calls) > 9:  # three scales an iteration
             raise KeyboardInterrupt
-        return dense(*given)
+        return matched(*given)
 
-    monkeypatch.setattr(small, "dense_loss", stop)
+    monkeypatch.setattr(small, "matched_loss", stop)
     with pytest.raises(KeyboardInterrupt):
         small.main([*arguments, "--out", str(resumed)])
     assert not resumed.exists()
-    monkeypatch.setattr(small, "dense_loss", dense)
+    monkeypatch.setattr(small, "matched_loss", matched)
     with pytest.raises(SystemExit, match=r"run\.pt is of another run \({'iterations': 5}\); delete it"):
         small.main(["--iterations", "6", *arguments[2:], "--out", str(resumed)])
     small.main([*arguments, "--out", str(resumed)])
@@ -133,7 +204,7 @@ def test_it_trains_in_bf16_only_where_the_device_computes_in_it(small, tmp_path,
     assert kinds == {torch.bfloat16 if native else torch.float32}
 
 
-def test_the_shipped_weights_say_where_they_come_from(tool):
+def test_the_shipped_weights_say_where_they_come_from():
     """And are small enough to ship."""
     path = PACKAGE / EMBEDDED["file"]
     assert path.stat().st_size <= 6e6
@@ -142,5 +213,5 @@ def test_the_shipped_weights_say_where_they_come_from(tool):
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
     assert told["licence"] == "Apache-2.0"
     assert told["seed"] == "0"
-    assert told["batch"] == str(tool.BATCH)
-    assert f"{tool.MATERIALS} materials" in told["training data"]
+    assert "no photographs" in told["training data"]
+    assert {"network", "pretext", "iterations", "batch", "minutes"} <= told.keys()

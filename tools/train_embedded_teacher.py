@@ -1,16 +1,17 @@
 """Train the small teacher that ships with the package, from procedural pictures alone.
 
-Pretext [ours]: every picture is a patchwork of a few procedural materials out of many, under light, contrast
-and colours that say nothing of them; from the features at strides 4, 8 and 16, linear heads must name the
-material of every cell. No photograph and no label made by people is used. One thread draws the next pictures
-while the network learns from these. Interrupt it at will: the same command goes on from the last checkpoint.
+Pretext [ours]: two views of a patchwork, one of them turned, zoomed and shifted, each under light, contrast
+and colours of its own; from the features at strides 4, 8 and 16, every cell must find the same place of the
+other view among hundreds. Contrastive learning of places: Pinheiro et al., Unsupervised Learning of Dense
+Visual Representations, NeurIPS 2020. No photograph and no label made by people is used. One thread draws the
+next pictures while the network learns from these. Interrupt it at will: the same command goes on from the
+last checkpoint.
 
     python tools/train_embedded_teacher.py
 """
 
 import argparse
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,116 +20,45 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from patchworks import PIECES, patchworks, two_views
 from safetensors.torch import save_file
-from torch import Generator, Tensor, nn
-from torchvision.transforms.v2 import functional as tvf
+from torch import Tensor, nn
 
 from dmdd_lite.device import autocast, resolve_device
 from dmdd_lite.files import Progress, write_atomically
-from dmdd_lite.synthesis import random_perlin, step_generator
+from dmdd_lite.synthesis import step_generator
 from dmdd_lite.teacher import EMBEDDED
 from dmdd_lite.weights import load_plain
 
-SIZE, BATCH, MATERIALS, PIECES = 64, 32, 384, 4
-CHANGED = 0.5  # share of pictures whose light, contrast and colours are not to be relied on
+SIZE, BATCH = 64, 16  # pixels; patchworks, each of which is seen twice
+CELLS, TEMPERATURE = 512, 0.1
 EVERY = 500  # iterations between two checkpoints
 TARGET = Path(__file__).parent.parent / "dmdd_lite" / EMBEDDED["file"]
 
 
-def material_parameters(count: int, seed: int) -> dict[str, Tensor]:
-    """What defines each material: two colours, two gratings, and the weights of waves, dots, coarse and fine
-    noise, lines and blobs."""
-    rng = torch.Generator().manual_seed(seed)
+def matched_loss(features: Tensor, maps: Tensor, order: Tensor) -> Tensor:
+    """How well the cells of two views find each other among CELLS of the batch, by the cosine of `features`
+    (2B, D, H, W): cross-entropy in both directions (InfoNCE, van den Oord et al. 2018), in nats.
 
-    def uniform(*shape, low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(count, *shape, generator=rng)
-
-    grey, tint = uniform(2, 1, 1, 1), uniform(2, 1, 1, 1)
-    return {
-        "colours": torch.lerp(grey, uniform(2, 3, 1, 1), tint),
-        "angle": uniform(1, 1, high=math.pi),
-        "cycles": 2 ** uniform(1, 1, low=1.0, high=4.5),
-        "aspect": 2 ** uniform(1, 1, low=-1.0, high=1.0),
-        "bend": uniform(1, 1, high=1.5),
-        "sharp": uniform(1, 1, low=1.0, high=6.0),
-        "thin": 2 ** uniform(1, 1, low=1.0, high=4.0),
-        "level": uniform(1, 1, low=-0.6, high=0.6),
-        "mix": torch.softmax(5 * uniform(6, 1, 1), dim=1),
-        "grain": uniform(1, 1, 1, high=0.12),
-    }
+    `maps` (B, 2, 3) lead from the second view to the first, whose features are interpolated there; cells that
+    the first view does not show are left out. `order` is a permutation of at least B * H * W numbers: it
+    chooses the cells.
+    """
+    first, second = F.normalize(features, dim=1).chunk(2)
+    places = F.affine_grid(maps.to(first), list(first.shape), align_corners=False)
+    first = F.normalize(F.grid_sample(first, places, padding_mode="border", align_corners=False), dim=1)
+    first, second = (part.permute(0, 2, 3, 1).flatten(0, 2) for part in (first, second))
+    shown = (places.abs() < 1).all(-1).flatten()
+    order = order[order < len(shown)]
+    chosen = order[shown[order]][:CELLS]
+    logits = first[chosen] @ second[chosen].T / TEMPERATURE
+    same = torch.arange(len(chosen), device=logits.device)
+    return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 
 
-def render_materials(parameters: dict[str, Tensor], kinds: Tensor, size: int, rng: Generator) -> Tensor:
-    """One picture (B, 3, size, size) in [0, 1] of each material in `kinds` (B,), never the same twice."""
-    p = {name: values[kinds] for name, values in parameters.items()}
-    batch = len(kinds)
-
-    def uniform(*shape, low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(batch, *shape, generator=rng)
-
-    coarse = random_perlin(batch, (size, size), (1, 3), 180, rng)
-    fine = random_perlin(batch, (size, size), (3, 5), 180, rng)
-    y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    angle = p["angle"] + uniform(1, 1, low=-0.15, high=0.15)
-    cycles = p["cycles"] * torch.exp(uniform(1, 1, low=-0.25, high=0.25))
-    u = (torch.cos(angle) * x + torch.sin(angle) * y) * cycles + uniform(1, 1) + p["bend"] * coarse / 3
-    v = (torch.cos(angle) * y - torch.sin(angle) * x) * cycles * p["aspect"] + uniform(1, 1)
-    waves = torch.tanh(p["sharp"] * torch.sin(2 * math.pi * u))
-    dots = torch.tanh(p["sharp"] * (torch.sin(2 * math.pi * u) * torch.sin(2 * math.pi * v) - 0.3))
-    lines = 1 - 2 * torch.tanh((p["thin"] * coarse).abs())
-    blobs = torch.tanh(4 * p["sharp"] * (fine - p["level"]))
-    shares = p["mix"].unbind(1)
-    drawn = (waves / 2, dots / 2, coarse, fine, lines / 2, blobs / 2)
-    level = 0.5 + sum(share * one for share, one in zip(shares, drawn, strict=True))
-    picture = torch.lerp(p["colours"][:, 0], p["colours"][:, 1], level[:, None])
-    picture = picture + p["grain"] * torch.randn(batch, 1, size, size, generator=rng)
-    return picture.clamp(0, 1)
-
-
-def patchwork(parameters: dict[str, Tensor], batch: int, size: int, rng: Generator):
-    """Pictures (B, 3, size, size) of PIECES materials each, under uneven light; the materials (B, PIECES);
-    and which of them every pixel shows, as 0 and 1 (B, PIECES, size, size)."""
-    count = len(parameters["angle"])
-    kinds = torch.randint(count, (batch, PIECES), generator=rng)
-    pictures = render_materials(parameters, kinds.flatten(), size, rng).unflatten(0, (batch, PIECES))
-    noise = random_perlin(batch * PIECES, (size, size), (0, 4), 180, rng).unflatten(0, (batch, PIECES))
-    height = noise + 0.4 * torch.rand(batch, PIECES, 1, 1, generator=rng)
-    winner = height.argmax(1)  # B, size, size
-    picture = pictures.gather(1, winner[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
-    light = 1 + 0.25 * random_perlin(batch, (size, size), (0, 2), 180, rng)[:, None]
-    lit = picture * light * (0.85 + 0.3 * torch.rand(batch, 1, 1, 1, generator=rng))
-    changed = torch.rand(batch, 1, 1, 1, generator=rng) < CHANGED
-    picture = torch.where(changed, photometric(picture, rng), lit)
-    picture = picture + 0.02 * torch.randn(batch, 3, size, size, generator=rng)
-    shown = F.one_hot(winner, PIECES).permute(0, 3, 1, 2).float()
-    return picture.clamp(0, 1), kinds, shown
-
-
-def photometric(pictures: Tensor, rng: Generator) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] with another gamma, contrast, balance of colours, saturation (a third
-    is grey), brightness and uneven light each, two fifths of them blurred; no longer bounded."""
-    batch = len(pictures)
-
-    def uniform(*shape, low=0.0, high=1.0):
-        return low + (high - low) * torch.rand(batch, *shape, generator=rng)
-
-    pictures = pictures.clamp_min(1e-3) ** torch.exp(uniform(1, 1, 1, low=-0.7, high=0.7))
-    mean = pictures.mean((2, 3), keepdim=True)
-    pictures = mean + (pictures - mean) * torch.exp(uniform(1, 1, 1, low=-1.2, high=0.4))
-    pictures = pictures * torch.exp(uniform(3, 1, 1, low=-0.25, high=0.25))
-    grey = pictures.mean(1, keepdim=True)
-    saturation = uniform(1, 1, 1, high=1.2) * (uniform(1, 1, 1) > 0.3)
-    pictures = grey + (pictures - grey) * saturation + uniform(1, 1, 1, low=-0.25, high=0.25)
-    pictures = pictures * (1 + 0.4 * random_perlin(batch, pictures.shape[2:], (0, 2), 180, rng)[:, None])
-    blurred = tvf.gaussian_blur(pictures, [5, 5], [0.8, 0.8])
-    return torch.where(uniform(1, 1, 1) < 0.4, blurred, pictures)
-
-
-def dense_loss(logits: Tensor, kinds: Tensor, shown: Tensor) -> Tensor:
-    """Cross-entropy of every cell's materials (B, M, h, w) against the shares of those in the picture."""
-    shares = F.adaptive_avg_pool2d(shown, logits.shape[2:])  # B, PIECES, h, w
-    index = kinds[:, :, None, None].expand_as(shares)
-    return ((logits.logsumexp(1, keepdim=True) - logits.gather(1, index)) * shares).sum(1).mean()
+def head(channels: int) -> nn.Module:
+    """What projects features for the comparison; not kept."""
+    return nn.Sequential(nn.Conv2d(channels, 128, 1), nn.ReLU(), nn.Conv2d(128, 64, 1))
 
 
 def train(options: argparse.Namespace):
@@ -138,35 +68,35 @@ def train(options: argparse.Namespace):
     network = timm.create_model(
         EMBEDDED["name"], features_only=True, out_indices=(1, 2, 3), **EMBEDDED["options"]
     ).to(device, memory_format=torch.channels_last)
-    heads = nn.ModuleList(nn.Conv2d(c, MATERIALS, 1) for c in network.feature_info.channels()).to(device)
+    heads = nn.ModuleList(head(c) for c in network.feature_info.channels()).to(device)
     weights = [*network.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, 2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, options.iterations, pct_start=0.1)
     parts = {"network": network, "heads": heads, "optimizer": optimizer, "schedule": schedule}
     start, earlier = resume(parts, options)
-    parameters = material_parameters(MATERIALS, options.seed)
     mean, std = (torch.tensor(EMBEDDED[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
 
     def draw(iteration):
         rng = step_generator(options.seed, "patchwork", iteration)
-        pictures, kinds, shown = patchwork(parameters, BATCH, SIZE, rng)
-        return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last), kinds, shown
+        images, maps = two_views(patchworks(BATCH, SIZE, rng), rng)
+        order = torch.randperm(BATCH * (SIZE // 4) ** 2, generator=rng)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last), maps, order
 
     began, smoothed = time.monotonic() - earlier, 0.0
     with Progress(options.iterations, "embedded teacher", start) as bar, single_thread() as pool:
         coming = pool.submit(draw, start)
         for iteration in range(start, options.iterations):
-            images, kinds, shown = (part.to(device) for part in coming.result())
+            images, maps, order = (part.to(device) for part in coming.result())
             coming = pool.submit(draw, iteration + 1)
             with autocast(device):
-                logits = [head(f) for head, f in zip(heads, network(images), strict=True)]
-            loss = sum(dense_loss(scores.float(), kinds, shown) for scores in logits)
+                scales = [own(f) for own, f in zip(heads, network(images), strict=True)]
+            loss = sum(matched_loss(features.float(), maps, order) for features in scales)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             smoothed = loss.item() if not smoothed else 0.98 * smoothed + 0.02 * loss.item()
-            bar.update(iteration + 1, f"loss {smoothed:.2f} of {3 * math.log(MATERIALS):.2f} at chance")
+            bar.update(iteration + 1, f"loss {smoothed:.2f}")
             if (iteration + 1) % EVERY == 0:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 state |= {"iteration": iteration + 1, "seconds": time.monotonic() - began, **run_of(options)}
@@ -213,10 +143,10 @@ def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float
     halves = {k: v.half().contiguous() for k, v in network.state_dict().items() if v.is_floating_point()}
     metadata = {
         "network": f"{EMBEDDED['name']} {EMBEDDED['options']}",
-        "training data": f"procedural patchworks of {MATERIALS} materials, {SIZE} px, no photographs",
-        "pretext": "the material of every cell, under changing light, contrast and colours",
+        "training data": f"procedural patchworks of {PIECES} materials, {SIZE} px, no photographs",
+        "pretext": "the same place in another view: pose, light, contrast and colours differ",
         "iterations": str(options.iterations),
-        "batch": str(BATCH),
+        "batch": f"{BATCH} patchworks, two views each",
         "seed": str(options.seed),
         "minutes": f"{minutes:.0f}",
         "licence": "Apache-2.0",

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pickle
-import runpy
 import shutil
 import socket
 import struct
@@ -183,14 +182,16 @@ def test_every_opcode_that_calls_is_refused(tmp_path, canary, tally):
                 tally("weights that want to run code")
 
 
-def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, tally):
+def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, tally, monkeypatch):
     class Trainer:
         device = "cpu"
 
         def restore(self, state):
             pytest.fail("opened")
 
-    tool = runpy.run_path(str(PACKAGE.parent / "tools" / "train_embedded_teacher.py"))
+    monkeypatch.syspath_prepend(PACKAGE.parent / "tools")
+    import train_embedded_teacher as tool
+
     checkpoint = tmp_path / "checkpoint.pt"
     for number, payload in enumerate(payloads(canary).values()):
         for data in list(disguises(payload, state).values())[number % 2 :: 2]:
@@ -198,7 +199,7 @@ def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, t
             with pytest.raises(TrainingError, match=rf"{checkpoint} is not .*plain tensors.*delete it"):
                 load_checkpoint(checkpoint, Trainer())
             with pytest.raises(SystemExit, match=str(checkpoint)):
-                tool["resume"]({"network": torch.nn.Linear(1, 1)}, SimpleNamespace(checkpoint=checkpoint))
+                tool.resume({"network": torch.nn.Linear(1, 1)}, SimpleNamespace(checkpoint=checkpoint))
             (saved / WEIGHTS).write_bytes(data)
             with pytest.raises(DetectorError, match=str(saved / WEIGHTS)):
                 Detector.load(saved, "cpu")
