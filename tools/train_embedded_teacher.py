@@ -157,7 +157,7 @@ def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=8000)
+    parser.add_argument("--iterations", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="of the network; pictures are drawn on the CPU")
     parser.add_argument("--out", type=Path, default=TARGET)
