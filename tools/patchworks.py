@@ -30,6 +30,12 @@ def draws(count: int, rng: Generator) -> Callable[..., Tensor]:
     return uniform
 
 
+def turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates along and across a direction, which is `angle` from the x axis in radians."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
 def material_parameters(count: int, rng: Generator) -> dict[str, Tensor]:
     """What defines each material: two colours, two gratings, and the weights of waves, dots, coarse and fine
     noise, lines and blobs."""
@@ -56,9 +62,9 @@ def render_materials(p: dict[str, Tensor], size: int, rng: Generator) -> Tensor:
     coarse = random_perlin(batch, (size, size), (1, 3), 180, rng)
     fine = random_perlin(batch, (size, size), (3, 5), 180, rng)
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    u = (torch.cos(p["angle"]) * x + torch.sin(p["angle"]) * y) * p["cycles"]
-    u = u + uniform(1, 1) + p["bend"] * coarse / 3
-    v = (torch.cos(p["angle"]) * y - torch.sin(p["angle"]) * x) * p["cycles"] * p["aspect"] + uniform(1, 1)
+    u, v = turned(x, y, p["angle"])
+    u = u * p["cycles"] + uniform(1, 1) + p["bend"] * coarse / 3
+    v = v * p["cycles"] * p["aspect"] + uniform(1, 1)
     waves = torch.tanh(p["sharp"] * torch.sin(2 * math.pi * u))
     dots = torch.tanh(p["sharp"] * (torch.sin(2 * math.pi * u) * torch.sin(2 * math.pi * v) - 0.3))
     lines = 1 - 2 * torch.tanh((p["thin"] * coarse).abs())
@@ -96,8 +102,7 @@ def contours(count: int, size: int, rng: Generator) -> Tensor:
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     x, y = x - size * uniform(1, 1), y - size * uniform(1, 1)
     angle, radius = uniform(1, 1, high=2 * math.pi), 0.11 * size * 2 ** uniform(1, 1, low=-1.3, high=1.3)
-    u = (torch.cos(angle) * x + torch.sin(angle) * y) / radius
-    v = (torch.cos(angle) * y - torch.sin(angle) * x) / radius
+    u, v = (along / radius for along in turned(x, y, angle))
     coarse = random_perlin(count, (size, size), (1, 3), 180, rng)
     fine = random_perlin(count, (size, size), (3, 5), 180, rng)
     thick, rough = uniform(1, 1, low=0.1, high=0.4), uniform(1, 1, high=0.5)
@@ -143,7 +148,7 @@ def two_views(pictures: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
     maps = torch.cat([torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1), shift], 2)
     grid = F.affine_grid(maps, list(pictures.shape), align_corners=False)
     second = F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    return torch.cat([relight(pictures, rng), relight(second, rng)]), maps
+    return relight(torch.cat([pictures, second]), rng), maps
 
 
 def relight(pictures: Tensor, rng: Generator) -> Tensor:
