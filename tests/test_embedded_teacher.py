@@ -67,30 +67,6 @@ def test_pictures_are_new_each_time_and_the_same_for_the_same_iteration(pictures
     assert one.max() <= 1
 
 
-def test_contours_are_masks_of_many_sizes_and_some_are_missing(pictures):
-    masks = pictures.contours(400, 64, rng())
-    assert masks.shape == (400, 64, 64)
-    assert masks.min() >= 0
-    assert masks.max() <= 1
-    empty = masks.amax((1, 2)) == 0
-    assert abs(1 - empty.float().mean() - pictures.PRESENT) < 0.08
-    areas = masks[~empty].mean((1, 2))
-    assert areas.quantile(0.25) < 0.03  # of the picture
-    assert areas.quantile(0.9) > 0.08
-
-
-def test_paint_changes_what_the_masks_cover_and_nothing_else(pictures):
-    before = torch.full((200, 3, 8, 8), 0.5)
-    masks = torch.zeros(200, 3, 8, 8)
-    masks[:, 1, :, :4] = 1
-    painted = pictures.paint(before, masks, rng())
-    assert torch.equal(painted[..., 4:], before[..., 4:])
-    step = (painted - before)[..., :4].mean((2, 3))  # by colour
-    assert (step.abs().amax(1) > 0.01).all()
-    assert (step.std(1) > 0.01).float().mean() > 0.3  # tinted
-    assert 0.3 < (step.mean(1) < 0).float().mean() < 0.7  # darker
-
-
 def test_the_maps_say_where_the_second_view_was_taken(pictures, monkeypatch):
     """Of a picture that changes slowly, the second view is the first where the map leads."""
     monkeypatch.setattr(pictures, "relight", lambda pictures, rng: pictures)

@@ -1,9 +1,5 @@
-"""The pictures that the embedded teacher learns from [ours]: patchworks of procedural materials with contours
-on them, and two views of each. No photograph is used, and no label made by people.
-
-Radial contours as pictures to learn from: Kataoka et al., Replacing Labeled Real-image Datasets with
-Auto-generated Contours, CVPR 2022 (there as classes to be told apart).
-"""
+"""The pictures that the embedded teacher learns from [ours]: patchworks of procedural materials, each drawn
+once, and two views of each patchwork. No photograph is used, and no label made by people."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +11,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from dmdd_lite.synthesis import random_perlin
 
-PIECES, CONTOURS = 4, 3  # a picture, at most
-PRESENT = 0.6  # of the contours
+PIECES = 4  # materials a picture, at most
 CHANGED = 0.5  # share of views whose light, contrast and colours are not to be relied on
-ANGLE, ZOOM, SHIFT = 0.8, 1.0, 0.25  # radians, octaves, half widths: how far the second view may be off
+ANGLE, ZOOM, SHIFT = 0.4, 0.5, 0.25  # radians, octaves, half widths: how far the second view may be off
 
 
 def draws(count: int, rng: Generator) -> Callable[..., Tensor]:
@@ -28,12 +23,6 @@ def draws(count: int, rng: Generator) -> Callable[..., Tensor]:
         return low + (high - low) * torch.rand(count, *shape, generator=rng)
 
     return uniform
-
-
-def turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates along and across a direction, which is `angle` from the x axis in radians."""
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    return cos * x + sin * y, cos * y - sin * x
 
 
 def material_parameters(count: int, rng: Generator) -> dict[str, Tensor]:
@@ -62,9 +51,9 @@ def render_materials(p: dict[str, Tensor], size: int, rng: Generator) -> Tensor:
     coarse = random_perlin(batch, (size, size), (1, 3), 180, rng)
     fine = random_perlin(batch, (size, size), (3, 5), 180, rng)
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
-    u, v = turned(x, y, p["angle"])
-    u = u * p["cycles"] + uniform(1, 1) + p["bend"] * coarse / 3
-    v = v * p["cycles"] * p["aspect"] + uniform(1, 1)
+    cos, sin = torch.cos(p["angle"]), torch.sin(p["angle"])
+    u = (cos * x + sin * y) * p["cycles"] + uniform(1, 1) + p["bend"] * coarse / 3
+    v = (cos * y - sin * x) * p["cycles"] * p["aspect"] + uniform(1, 1)
     waves = torch.tanh(p["sharp"] * torch.sin(2 * math.pi * u))
     dots = torch.tanh(p["sharp"] * (torch.sin(2 * math.pi * u) * torch.sin(2 * math.pi * v) - 0.3))
     lines = 1 - 2 * torch.tanh((p["thin"] * coarse).abs())
@@ -77,11 +66,9 @@ def render_materials(p: dict[str, Tensor], size: int, rng: Generator) -> Tensor:
 
 
 def patchworks(batch: int, size: int, rng: Generator) -> Tensor:
-    """Pictures (B, 3, size, size) in about [0, 1]: one to PIECES materials, up to CONTOURS contours."""
-    parameters = material_parameters(batch * PIECES, rng)
-    pieces = render_materials(parameters, size, rng).unflatten(0, (batch, PIECES))
-    pictures = patch(pieces, rng)
-    return paint(pictures, contours(batch * CONTOURS, size, rng).unflatten(0, (batch, CONTOURS)), rng)
+    """Pictures (B, 3, size, size) in [0, 1] of one to PIECES materials each."""
+    pieces = render_materials(material_parameters(batch * PIECES, rng), size, rng)
+    return patch(pieces.unflatten(0, (batch, PIECES)), rng)
 
 
 def patch(pieces: Tensor, rng: Generator) -> Tensor:
@@ -93,48 +80,6 @@ def patch(pieces: Tensor, rng: Generator) -> Tensor:
     height = noise + 0.4 * uniform(PIECES, 1, 1)
     height[:, 1:] -= 9.0 * (uniform(PIECES - 1, 1, 1) < 0.5)
     return pieces.gather(1, height.argmax(1)[:, None, None].expand(-1, 1, 3, -1, -1))[:, 0]
-
-
-def contours(count: int, size: int, rng: Generator) -> Tensor:
-    """Masks (count, size, size) in [0, 1] of closed shapes, filled or as outlines, and of bent lines; with
-    hard or soft edges, some of them empty."""
-    uniform = draws(count, rng)
-    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    x, y = x - size * uniform(1, 1), y - size * uniform(1, 1)
-    angle, radius = uniform(1, 1, high=2 * math.pi), 0.11 * size * 2 ** uniform(1, 1, low=-1.3, high=1.3)
-    u, v = (along / radius for along in turned(x, y, angle))
-    coarse = random_perlin(count, (size, size), (1, 3), 180, rng)
-    fine = random_perlin(count, (size, size), (3, 5), 180, rng)
-    thick, rough = uniform(1, 1, low=0.1, high=0.4), uniform(1, 1, high=0.5)
-    length = 2 ** uniform(1, 1, high=1.6)
-    # all as how far inside a place is, in radii
-    orders = torch.randint(2, 9, (count, 4, 1, 1), generator=rng)
-    amplitudes = uniform(4, 1, 1) * torch.tensor([1, 0.7, 0.5, 0.3]).view(4, 1, 1)
-    amplitudes = amplitudes / amplitudes.sum(1, keepdim=True) * uniform(1, 1, 1, high=0.8)
-    wide, high = u / length.sqrt(), v * length.sqrt()
-    turns = orders * torch.atan2(high, wide)[:, None] + uniform(4, 1, 1, high=2 * math.pi)
-    closed = 1 + (amplitudes * torch.cos(turns)).sum(1) + 0.6 * rough * fine - torch.hypot(wide, high)
-    outline = thick - closed.abs()
-    bend = uniform(1, 1, high=1.2) * (uniform(1, 1) < 0.7)
-    line = thick * (0.6 + 0.8 * rough * coarse) - (v + bend * coarse + 0.3 * rough * fine).abs()
-    line = torch.minimum(0.8 * line, 2.2 * length - u.abs())
-    inside = torch.where(uniform(1, 1) < 0.4, outline, closed)
-    inside = torch.where(uniform(1, 1) < 0.35, line, inside)
-    softness = 2 ** uniform(1, 1, high=3.0) / 2  # pixels
-    return torch.sigmoid(inside * radius / softness) * (uniform(1, 1) < PRESENT)
-
-
-def paint(pictures: Tensor, masks: Tensor, rng: Generator) -> Tensor:
-    """Pictures (B, 3, H, W) with every mask (B, CONTOURS, H, W) painted on, one after the other: darker or
-    lighter by a tinted amount, or in three tenths covered by a colour."""
-    for mask in masks.unbind(1):
-        uniform, mask = draws(len(pictures), rng), mask[:, None]
-        sign = torch.where(uniform(1, 1, 1) < 0.55, -1.0, 1.0)
-        tint = 1 + 0.6 * (uniform(3, 1, 1) - 0.5) * (uniform(1, 1, 1) < 0.5)
-        shaded = pictures + sign * uniform(1, 1, 1, low=0.08, high=0.5) * tint * mask
-        covered = torch.lerp(pictures, uniform(3, 1, 1).expand_as(pictures), 0.9 * mask)
-        pictures = torch.where(uniform(1, 1, 1) < 0.3, covered, shaded)
-    return pictures
 
 
 def two_views(pictures: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
