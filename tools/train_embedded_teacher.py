@@ -141,7 +141,13 @@ def resume(parts: dict, options: argparse.Namespace) -> tuple[int, float]:
 def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float):
     """Write the weights in half precision, their origin as the file's metadata."""
     halves = {k: v.half().contiguous() for k, v in network.state_dict().items() if v.is_floating_point()}
-    metadata = {
+    write_atomically(options.out, lambda path: save_file(halves, path, origin(options, minutes)))
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
+
+
+def origin(options: argparse.Namespace, minutes: float) -> dict[str, str]:
+    """Where weights come from."""
+    return {
         "network": f"{EMBEDDED['name']} {EMBEDDED['options']}",
         "training data": f"procedural patchworks of {PIECES} materials, {SIZE} px, no photographs",
         "pretext": "the same place in another view: pose, light, contrast and colours differ",
@@ -151,18 +157,20 @@ def save_teacher(network: nn.Module, options: argparse.Namespace, minutes: float
         "minutes": f"{minutes:.0f}",
         "licence": "Apache-2.0",
     }
-    write_atomically(options.out, lambda path: save_file(halves, path, metadata))
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
 
 
-def main(arguments: list[str] | None = None):
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--iterations", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="of the network; pictures are drawn on the CPU")
     parser.add_argument("--out", type=Path, default=TARGET)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/embedded_teacher.pt"))
-    train(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None):
+    train(parse(arguments))
 
 
 if __name__ == "__main__":
