@@ -17,6 +17,7 @@ from .device import send
 from .losses import stack_maps
 
 GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
+LEAST_EXPLAINED = 0.1  # of a scale; what a few held-out images say below it is chance
 COARSE_SHARE = 0.4  # of the coarsest position map in a blended image score
 SPREAD, SPREAD_IMAGES = 0.4, 10  # usual spread of maxima over good images; how many images it counts as
 FLOOR = {
@@ -147,7 +148,7 @@ class Calibration(nn.Module):
         """Of every map, (K,), 1 on average."""
         branches = sum(kind != "position" for kind in self.kinds)
         kinds = [1.0 if kind == "position" else 1 / branches for kind in self.kinds]
-        explained = self.explained.clamp(min=0.01)
+        explained = self.explained.clamp(min=LEAST_EXPLAINED)
         scales = explained if self.by_scale == "explained" else torch.ones_like(explained)
         shares = (torch.tensor(kinds, device=scales.device)[:, None] * scales).flatten()
         return shares / shares.mean()

@@ -71,16 +71,16 @@ class DMDD(nn.Module):
         return [distillation_maps(branch, features) for branch in decoupled]
 
     @torch.no_grad()
-    def calibrate(self, good: Tensor, trained_on: bool = False):
-        """Take the levels of all maps from good images, uint8 (N, 3, H, W) on any device, batch by batch.
-        trained_on: as in `forward`. [ours]"""
+    def calibrate(self, good: Tensor, trained_on: bool = False, shares: bool = True):
+        """Take the levels of all maps, and their shares unless they are to stay, from good images, uint8
+        (N, 3, H, W) on any device, batch by batch. trained_on: as in `forward`. [ours]"""
         device = self.teacher.mean.device
         for number, batch in enumerate(good.split(CALIBRATION_BATCH), start=1):
             images = unit_range(batch, device)
             with autocast(device, self.config.precision):
                 features = self.teacher(images)
                 kinds = self.distances(images, features, features if trained_on else None)
-                usual = usual_distances(self.student, features)
+                usual = usual_distances(self.student, features) if shares else ()
             self.calibration.observe(sum(kinds, ()), usual, 1 / number)
 
 

@@ -154,11 +154,15 @@ class Trainer:
         return torch.full((), torch.nan, device=self.device)
 
     def finish_student(self):
-        """The student is as it will be used, and the levels of its maps are those on training images."""
+        """The student is as it will be used, and so are the shares of its maps, which held-out images tell;
+        the levels are those on training images, from which the fusion learns."""
         self.model.eval()
         if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
             images = self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)]
-            self.model.calibrate(images, trained_on=not self.config.illumination)
+            held_out = self.data.held_out
+            if len(held_out):
+                self.model.calibrate(held_out)
+            self.model.calibrate(images, not self.config.illumination, shares=not len(held_out))
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the network that learns in this stage."""

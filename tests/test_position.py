@@ -367,7 +367,7 @@ def test_shares_by_hand():
     torch.testing.assert_close(calibration.shares(), expected)
     calibration.explained.copy_(torch.tensor([0.6, -0.5, 0.005]))  # less than the mean explains
     torch.testing.assert_close(
-        calibration.shares()[:3] / calibration.shares()[0], torch.tensor([1, 1 / 60, 1 / 60])
+        calibration.shares()[:3] / calibration.shares()[0], torch.tensor([1, 1 / 6, 1 / 6])
     )
 
 

@@ -17,6 +17,7 @@ from dmdd_lite import trainer as trainer_module
 from dmdd_lite import training
 from dmdd_lite.alterations import alter, fusion_view
 from dmdd_lite.data import DataError
+from dmdd_lite.detector import Detector
 from dmdd_lite.fusion_training import fusion_inputs, fusion_loss
 from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
@@ -257,6 +258,20 @@ def test_the_fusion_learns_on_maps_of_images_as_if_they_were_new(root):
     for found, maps in zip(seen[0].chunk(2), positions, strict=True):
         expected = model.calibration((*maps, *maps, *maps))[:, 6:]
         torch.testing.assert_close(found[:, 6:], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_fusion_learns_with_the_shares_that_it_is_used_with(root):
+    """What scales explain is taken from held-out images before the fusion learns, not from those that the
+    student was trained on; calibrating the detector then finds the same."""
+    trainer = at_stage_2(root)
+    calibration, images = trainer.model.calibration, trainer.data.images
+    learned = calibration.explained.clone()
+    trainer.model.calibrate(images, shares=False)
+    assert torch.equal(calibration.explained, learned)
+    Detector.calibrated(trainer.model, trainer.data.held_out)
+    assert torch.equal(calibration.explained, learned)
+    trainer.model.calibrate(images)
+    assert not torch.allclose(calibration.explained, learned, rtol=1e-3)
 
 
 def test_the_levels_of_stage_2_are_those_of_the_training_images(root):
