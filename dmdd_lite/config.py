@@ -175,7 +175,7 @@ class Config:
         "explained",
         "ours",
         "weight of a scale in the plain mean: 'explained' = how much of what the positions' means leave "
-        "open on held-out good images the student predicts; or 'equal'",
+        "open on held-out good images the student predicts, at least a tenth; or 'equal'",
         choices=("explained", "equal"),
     )
     fusion_relative: float = option(
