@@ -189,4 +189,6 @@ def test_the_shipped_weights_are_what_the_tool_makes_without_options(tool):
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
     assert told == tool.origin(tool.parse([]), float(told["minutes"]))
     assert told["licence"] == "Apache-2.0"
+    assert told["seed"] == "0"
     assert "no photographs" in told["training data"]
+    assert {"network", "pretext", "iterations", "batch", "minutes"} <= told.keys()
