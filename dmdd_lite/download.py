@@ -28,6 +28,8 @@ from pathlib import Path
 import pooch
 from tqdm.auto import tqdm
 
+from .config import MVTEC_CATEGORIES
+
 MVTEC_PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
 MVTEC_URL = (  # in use in mid 2026, when its predecessor had died; MVTEC_PAGE links to the current one
     "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/"
@@ -35,10 +37,6 @@ MVTEC_URL = (  # in use in mid 2026, when its predecessor had died; MVTEC_PAGE l
 )
 MVTEC_SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
 MVTEC_BYTES = 5_264_982_680  # of the archive; unpacked, its PNG files take about as much again
-MVTEC_CATEGORIES = (
-    *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
-    *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
-)
 ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 URL_VARIABLE = "DMDD_MVTEC_URL"
 MARKER = ".dmdd_mvtec_ad.json"  # written last; names the folders that a complete set has

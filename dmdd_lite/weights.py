@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import torch
@@ -28,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"cannot be read: {error}") from error
 
 
-def load_plain(path: Path, place: str | torch.device = "cpu"):
+def load_plain(path: Path | BinaryIO, place: str | torch.device = "cpu"):
     """What torch.save wrote, if it is of tensors and plain values only. Raises WeightsError."""
     try:
         return torch.load(path, map_location=place, weights_only=True)

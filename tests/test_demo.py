@@ -17,7 +17,7 @@ def jobs(tmp_path, monkeypatch):
 def test_a_run_a_category_with_the_notebooks_defaults(jobs, tmp_path):
     assert [job.name for job in jobs] == ["fabric_seed0", "pcb_seed0", "lever_seed0"]
     config = jobs[0].config()
-    assert (config.teacher, config.image_size, config.iterations) == ("embedded", 128, 300)
+    assert (config.teacher, config.image_size, config.iterations) == ("tf_efficientnet_lite0.pypi", 128, 300)
     assert jobs[0].results == tmp_path
 
 

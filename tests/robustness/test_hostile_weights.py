@@ -16,7 +16,6 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -31,7 +30,7 @@ from dmdd_lite.checkpoints import load_checkpoint
 from dmdd_lite.config import Config
 from dmdd_lite.detector import SETTINGS, WEIGHTS, Detector, DetectorError
 from dmdd_lite.model import build_model
-from dmdd_lite.teacher import EMBEDDED, TeacherError, build_teacher, read_weights
+from dmdd_lite.teacher import TeacherError, build_teacher, read_weights
 from dmdd_lite.training import TrainingError, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:Validating sparse")
@@ -182,15 +181,12 @@ def test_every_opcode_that_calls_is_refused(tmp_path, canary, tally):
                 tally("weights that want to run code")
 
 
-def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, tally, monkeypatch):
+def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, tally):
     class Trainer:
         device = "cpu"
 
         def restore(self, state):
             pytest.fail("opened")
-
-    monkeypatch.syspath_prepend(PACKAGE.parent / "tools")
-    import train_embedded_teacher as tool
 
     checkpoint = tmp_path / "checkpoint.pt"
     for number, payload in enumerate(payloads(canary).values()):
@@ -198,13 +194,11 @@ def test_checkpoints_and_detectors_are_not_run(tmp_path, canary, saved, state, t
             checkpoint.write_bytes(data)
             with pytest.raises(TrainingError, match=rf"{checkpoint} is not .*plain tensors.*delete it"):
                 load_checkpoint(checkpoint, Trainer())
-            with pytest.raises(SystemExit, match=str(checkpoint)):
-                tool.resume({"network": torch.nn.Linear(1, 1)}, SimpleNamespace(checkpoint=checkpoint))
             (saved / WEIGHTS).write_bytes(data)
             with pytest.raises(DetectorError, match=str(saved / WEIGHTS)):
                 Detector.load(saved, "cpu")
             assert not canary.exists()
-            tally("weights that want to run code", 3)
+            tally("weights that want to run code", 2)
 
 
 def test_a_training_does_not_run_its_checkpoint(tmp_path, canary, root, tally):
@@ -410,26 +404,6 @@ def test_torch_files_of_something_else(tmp_path, tally, content):
     with pytest.raises(TeacherError, match=str(path)):
         read_weights("test_resnet", path)
     tally("weights of something else")
-
-
-def test_a_broken_embedded_teacher_is_named(tmp_path, monkeypatch, tally):
-    sound, path = load_file(PACKAGE / EMBEDDED["file"]), tmp_path / "embedded.safetensors"
-    monkeypatch.setitem(EMBEDDED, "file", str(path))
-    one = next(iter(sound))
-    for changed, message in (
-        ({**sound, one: sound[one] * math.nan}, "NaN"),
-        ({**sound, one: sound[one][:1].clone()}, "another shape"),
-        ({k: v for k, v in sound.items() if k != one}, f"missing.*{one}"),
-    ):
-        save_file(changed, path)
-        with pytest.raises(TeacherError, match=rf"{path}.*{message}"):
-            build_teacher("embedded")
-        tally("weights of something else")
-    path.write_bytes(save(sound)[:-1])
-    with pytest.raises(TeacherError, match=rf"{path} cannot be read"):
-        build_teacher("embedded")
-    save_file(sound, path)
-    assert build_teacher("embedded").info.strides == (4, 8, 16)
 
 
 # ---- saved detectors -------------------------------------------------------------------------------------
