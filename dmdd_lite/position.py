@@ -21,6 +21,7 @@ from .teacher import FeatureInfo
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
 IMAGES_PER_COMPONENT = 80  # of the overall look: fewer would fit it to single images
+NOISE_IMAGES = 16  # at most, from which the noise of the arithmetic is taken
 LEAST_OTHERS = 1e-3  # share that other images have in what is expected of one: none where its look is unique
 
 
@@ -69,9 +70,10 @@ class PositionStatistics(nn.Module):
             self.register_buffer(f"precision_{k}", torch.eye(kept).repeat(side * side, 1, 1))
 
     @torch.no_grad()
-    def fit(self, batches: Callable[[], Iterable[Features]]) -> "PositionStatistics":
+    def fit(self, batches: Callable[[], Iterable[Features]], noise: Features = ()) -> "PositionStatistics":
         """Statistics of the features of all batches, which are asked for twice: first for the overall look.
 
+        noise: variances (R_k, H_k, W_k) that are added to those of the images, see `arithmetic_noise`.
         Raises ValueError for fewer than three images.
         """
         means = [channel_means(map(signed_roots, features)) for features in batches()]
@@ -95,12 +97,35 @@ class PositionStatistics(nn.Module):
             getattr(self, f"slope_{k}").copy_(slope)
             spread = SHRINKAGE * covariance.diagonal(dim1=1, dim2=2).mean() + 1e-12
             unit = torch.eye(covariance.shape[1], device=covariance.device)
+            if noise:
+                covariance = covariance + torch.diag_embed(noise[k].flatten(1).T)
             factor, failed = torch.linalg.cholesky_ex(covariance + spread * unit)
             if failed.any():  # the looks explain all but rounding
                 ridge = (SHRINKAGE * part.spread(count)).clamp(min=spread.clamp(min=1e-12))
                 factor = torch.linalg.cholesky(covariance + ridge[:, None, None] * unit)
             getattr(self, f"precision_{k}").copy_(torch.cholesky_inverse(factor))
         return self
+
+    @torch.no_grad()
+    def arithmetic_noise(self, teacher: nn.Module, images: Tensor, batch: int = 8) -> Features:
+        """Mean squares (R_k, H_k, W_k) of what bf16 instead of float32 convolutions change in the described
+        features of images, uint8 (N, 3, S, S). [ours]
+
+        Where good images hardly differ, on an empty background say, their covariance is smaller than that.
+        Without this noise, distances there are large as soon as the arithmetic is another one than that of
+        the training, and small for no better reason than that it is the same.
+        """
+        images = images[:: -(-len(images) // NOISE_IMAGES)]
+        total = ()
+        for part in images.split(batch):
+            values = []
+            for low in (False, True):
+                with torch.autocast(self.count.device.type, torch.bfloat16, enabled=low):
+                    features = next(teacher.stream(part, batch))
+                values.append(self.described(features))
+            squares = [(a - b).square().sum(0) for a, b in zip(*values, strict=True)]
+            total = [t + s for t, s in zip(total, squares, strict=True)] if total else squares
+        return tuple(t / len(images) for t in total)
 
     def fit_look(self, means: Tensor):
         """The overall look from the channel means (N, D) of all images: principal components, uncorrelated

@@ -285,7 +285,7 @@ def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Feat
     if config.position_prior:
         set_prior(model.student, mean_features(batches()))
     if model.position is not None:
-        model.position.fit(batches)
+        model.position.fit(batches, model.position.arithmetic_noise(model.teacher, data.images))
 
 
 def learning_rate_factor(config: Config, iteration: int) -> float:

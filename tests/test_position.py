@@ -76,9 +76,11 @@ def looks_of(new, known, used: int) -> np.ndarray:
     return (channel_means(new) - means.mean(0)) / scale @ vectors[:, np.argsort(-values)[:used]]
 
 
-def mahalanobis(values, known, ridge: float, looks=None, known_looks=None) -> np.ndarray:
+def mahalanobis(values, known, ridge, looks=None, known_looks=None) -> np.ndarray:
     """Of values (B, R, H, W), at every position, to the mean that known ones have, as a linear function of
-    the looks where there are some, and to the covariance of what that leaves; over R."""
+    the looks where there are some, and to the covariance of what that leaves plus a ridge, one for all or of
+    every channel and position; over R."""
+    ridge = np.broadcast_to(ridge, values.shape[1:])
     found = np.empty((len(values), *values.shape[2:]))
     new, old = (np.ones((len(v), 1)) for v in (values, known))
     if looks is not None:
@@ -87,7 +89,7 @@ def mahalanobis(values, known, ridge: float, looks=None, known_looks=None) -> np
         here = known[:, :, y, x]
         weights = np.linalg.lstsq(old, here, rcond=None)[0]
         left, off = here - old @ weights, values[:, :, y, x] - new @ weights
-        covariance = left.T @ left / (len(left) - old.shape[1]) + ridge * np.eye(here.shape[1])
+        covariance = left.T @ left / (len(left) - old.shape[1]) + np.diag(ridge[:, y, x])
         found[:, y, x] = (off * np.linalg.solve(covariance, off.T).T).sum(1) / here.shape[1]
     return found
 
@@ -117,6 +119,37 @@ def test_distances_are_those_of_numpys_means_and_covariances(pools):
     for distance, of_known, of_new in zip(found, described(known, pools), described(new, pools), strict=True):
         expected = mahalanobis(of_new, of_known, ridge_of(of_known))
         np.testing.assert_allclose(distance.numpy(), expected, rtol=1e-3)
+
+
+def test_noise_adds_to_the_variance_of_its_channel_and_position():
+    known, new = good(30), good(4, seed=1)
+    values = described(known)
+    rng = np.random.default_rng(0)
+    noise = [rng.exponential(size=of_known.shape[1:]) for of_known in values]
+    statistics = PositionStatistics(INFO, 32, pool=(3, 3, 3))
+    statistics.fit(lambda: [known], tuple(torch.from_numpy(n).float() for n in noise))
+    for distance, of_known, of_new, extra in zip(statistics(new), values, described(new), noise, strict=True):
+        expected = mahalanobis(of_new, of_known, ridge_of(of_known) + extra)
+        np.testing.assert_allclose(distance.numpy(), expected, rtol=1e-3)
+
+
+def test_an_empty_background_is_as_good_in_another_precision():
+    """Good images that differ at an object alone: what bf16 changes elsewhere is noise, and no defect."""
+    teacher = build_teacher("tf_efficientnet_lite0.pypi")
+    rng = torch.Generator().manual_seed(0)
+    images = torch.full((24, 3, 64, 64), 240, dtype=torch.uint8)
+    images[:, :, 24:40, 24:40] = torch.randint(0, 256, (24, 3, 16, 16), generator=rng, dtype=torch.uint8)
+    features = next(teacher.stream(images[:20], 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = next(teacher.stream(images[20:], 4))
+    statistics = PositionStatistics(teacher.info, 64)
+    noise = statistics.arithmetic_noise(teacher, images[:20])
+    means = []
+    for added in ((), noise):
+        fine, middle, _ = statistics.fit(lambda: [features], added)(rounded)
+        means.append((fine[:, 0].mean(), middle[:, 0].mean()))  # along an edge, far from the object
+    assert min(means[0]) > 5
+    assert max(means[1]) < 1
 
 
 def test_with_a_look_they_are_those_of_numpys_regressions(two_components):
