@@ -20,7 +20,6 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.device import describe, peak_memory_mb
 from dmdd_lite.evaluation import PROTOCOL, evaluate
 from dmdd_lite.files import write_json
-from dmdd_lite.model import build_model
 from dmdd_lite.reproduction import jobs
 from dmdd_lite.training import Training, refit_fusion, train
 from dmdd_lite.zones import zone_table
@@ -138,16 +137,9 @@ def variant(job: Job, training: Training, config: Config) -> Training:
     """The training under the configuration of one of its rows. Its seconds are those of what was trained."""
     changed = {text.split(":")[0] for text in differences(training.detector.config, config)}
     if changed <= set(SCORING):
-        return dataclasses.replace(training, detector=rescored(training.detector, config))
+        return dataclasses.replace(training, detector=measure.rescored(training.detector, config))
     print(f"the fusion anew: {', '.join(sorted(changed))}", flush=True)
     return refit_fusion(training.detector, config, job.root, job.category, textures_of(job), job.device)
-
-
-def rescored(detector: Detector, config: Config) -> Detector:
-    """The same networks under a configuration that differs in how they are scored."""
-    model = build_model(config, detector.model.teacher)
-    model.load_state_dict(detector.model.state_dict())
-    return Detector(model.to(detector.device), detector.threshold)
 
 
 def textures_of(job: Job) -> str | Path:

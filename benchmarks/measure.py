@@ -6,6 +6,7 @@ module asks of it only what has been there from the start, and only inside the f
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -20,14 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 GIVEN = set(os.environ)
+ROOT = Path(__file__).resolve().parent.parent
+if not importlib.util.find_spec("dmdd_lite"):  # a checkout that pip has not installed
+    sys.path.insert(0, str(ROOT))
 
 import dmdd_lite  # noqa: E402, F401, I001  before PyTorch: it tells OpenMP how its threads are to wait
 
 import torch  # noqa: E402
 
 ADDED = set(os.environ) - GIVEN  # by this checkout of the package; another has its own
-
-ROOT = Path(__file__).resolve().parent.parent
 
 #: what this project set itself, by what is measured and where: the GPU is an H200, the CPU has two cores
 GOALS = {
@@ -210,6 +212,16 @@ def take_turns(ways: dict[str, Callable[[], dict]], turns: int) -> dict[str, lis
             except ScriptError as error:
                 runs[name] = [{"error": str(error)}]
     return runs
+
+
+def rescored(detector, config):
+    """The same networks under a configuration that differs in how they compute and are scored."""
+    from dmdd_lite.detector import Detector
+    from dmdd_lite.model import build_model
+
+    model = build_model(config, detector.model.teacher)
+    model.load_state_dict(detector.model.state_dict())
+    return Detector(model.to(detector.device), detector.threshold)
 
 
 def read_fields(texts: list[str]) -> dict:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import measure
 
-from dmdd_lite.config import published_iterations
-from dmdd_lite.download import MVTEC_CATEGORIES
+from dmdd_lite.config import MVTEC_CATEGORIES, published_iterations
 
 TEST_IMAGES = 1725  # of MVTec AD's fifteen categories
 
@@ -29,6 +28,7 @@ def summary(results: dict[str, dict]) -> str:
         "synthesis": synthesis,
         "metrics": metrics,
         "scaling": scaling,
+        "whole_run": whole_run,
     }
     rows = []
     for name, result in results.items():
@@ -160,6 +160,28 @@ def scaling(result: dict) -> list[Row]:
         text += f"{found['pairs_per_second']:.1f} pairs/s, {measure.memory_text(found['memory'])}"
         rows.append(Row(f"iteration, {name}", text))
     return rows
+
+
+def whole_run(result: dict) -> list[Row]:
+    """Minutes and the fused map's metrics of a training on real images beside another machine's, in percent;
+    then what bf16 changes of them."""
+    reference, both = result["reference"], result["precision"]
+    against = f"{reference['device']}: {quality(reference)}" if reference else ""
+    times = f"{reference['minutes'] / result['minutes']:.1f}" if reference else ""
+    config, metrics = result["config"], both["metrics"]
+    what = f"run of {config['iterations']} iterations of batch {config['batch_size']}, {config['teacher']}"
+    changes = (
+        f"{name} {100 * (value - metrics['float32'][name]):+.2f}" for name, value in metrics["bf16"].items()
+    )
+    text = f"maps {both['map_difference']:.4f}, scores {both['score_difference']:.4f} apart at most; "
+    text += f"{both['decisions_changed']} of {both['images']} decisions differ; {', '.join(changes)}"
+    return [Row(what, quality(result), "", against, times), Row(f"{what}: bf16 less float32", text)]
+
+
+def quality(result: dict) -> str:
+    """Minutes and metrics of the fused map."""
+    told = (f"{name} {100 * value:.2f}" for name, value in result["metrics"]["fused"].items())
+    return f"{result['minutes']:.1f} minutes; {', '.join(told)}"
 
 
 def mvtec(trained: list[dict], tested: dict) -> Row:

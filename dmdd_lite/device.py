@@ -9,6 +9,8 @@ from importlib import metadata
 
 import torch
 
+from .version import __version__
+
 
 def resolve_device(name: str = "auto") -> torch.device:
     """'auto' = CUDA if there is one, else CPU. Raises ValueError for a device that is not there."""
@@ -84,11 +86,15 @@ def peak_memory_mb(device: torch.device) -> float:
 def describe(device: torch.device) -> dict:
     """Name of the device, threads, and the versions that a result depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "dmdd-lite")
+    packages = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in packages},
+            "dmdd-lite": __version__,  # which may run from a checkout, not installed
+        },
     }
 
 

@@ -10,11 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from builders import tiny_config
 
 ROOT = Path(__file__).parent.parent
+OPTIONS = SimpleNamespace(  # run_all's defaults
+    peer=None,
+    data="data/mvtec_ad/bottle",
+    textures="data/dtd/images",
+    teacher_weights="mobilenetv2_100.safetensors",
+)
 TEACHER = "--teacher test_resnet --size 64 --device cpu"
 
 
@@ -106,6 +113,41 @@ def test_synthesis(tmp_path):
     assert "pairs" in text
 
 
+@pytest.mark.slow
+def test_a_whole_run_beside_itself_on_another_machine(tmp_path, root, scripts, monkeypatch):
+    import whole_run
+
+    fields = "student_blocks=[1,1,1],student_width=16,fusion_width=4"
+    arguments = f"--data {root}/lever --teacher test_resnet --teacher-weights random --size 64"
+    arguments += f" --iterations 6 --batch 2 --device cpu --set {fields}"
+    found, text = measured(tmp_path, "whole_run.py", arguments)
+    assert found["reference"] == {}  # the committed one is of another configuration
+    assert "not compared" in text
+    both = found["precision"]
+    assert both["images"] == 6
+    assert 0 < both["map_difference"] < 0.2  # bf16 has 8 bits of mantissa
+    assert both["metrics"]["float32"] != both["metrics"]["bf16"]
+    other = {**found, "device": "cpu: another", "minutes": 7.5}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    reference = whole_run.reference_of(tmp_path / "other.json", found)
+    assert reference == {"device": "cpu: another", "minutes": 7.5, "metrics": found["metrics"]}
+    whole_run.report({**found, "reference": reference})
+
+
+def test_the_committed_run_is_of_the_command_that_is_compared_with_it(scripts):
+    """Else a GPU's numbers would stand alone."""
+    import run_all
+    import whole_run
+
+    words = run_all.steps("gpu", "cuda", OPTIONS)["whole_run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        config = whole_run.config_of(whole_run.parse())
+    known = json.loads(whole_run.REFERENCE.read_text(encoding="utf-8"))
+    assert known["config"] == config.to_dict()
+    assert known["category"] == Path(OPTIONS.data).name
+
+
 GOOD = """
 import json, os, sys
 out = sys.argv[sys.argv.index("--out") + 1]
@@ -163,6 +205,14 @@ def test_what_is_there_is_kept_unless_the_command_changed_or_it_is_asked_again(r
     assert run_all.ran()[2:] == ["metrics.json"]
     run_all("--again")
     assert run_all.ran()[3:] == ["metrics.json", "metrics_2.json"]
+
+
+def test_what_the_time_does_not_suffice_for_is_named_and_done_by_the_next_call(run_all):
+    del run_all.chosen["scaling"]
+    with pytest.raises(SystemExit, match="metrics failed: not started: the time is used up"):
+        run_all("--minutes", "1e-9")
+    run_all()
+    assert run_all.ran() == ["metrics.json", "metrics_2.json"]
 
 
 def test_results_of_another_device_are_not_kept(run_all, monkeypatch):
@@ -238,8 +288,9 @@ def test_every_setting_names_fields_and_sizes_that_exist(scripts):
     from dmdd_lite.config import Config
 
     for settings in run_all.SETTINGS:
-        chosen = run_all.steps(settings, "cpu")
-        assert {"training_step", "inference", "synthesis", "metrics", "scaling"} <= set(chosen)
+        chosen = run_all.steps(settings, "cpu", OPTIONS)
+        assert {"training_step", "inference", "synthesis"} <= set(chosen)
+        assert ({"metrics", "scaling"} <= set(chosen)) == (settings != "gpu")
         for name, command in chosen.items():
             variants = [b for a, b in itertools.pairwise(command) if a == "--variant"]
             for variant in variants:
