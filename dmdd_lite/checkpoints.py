@@ -14,6 +14,7 @@ from .detector import Detector
 from .files import write_atomically, write_json
 from .weights import load_plain
 
+FORMAT = 2  # of the state and the record; 1 had three losses and position statistics without noise
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 
 
@@ -89,7 +90,12 @@ def save_finished(folder: Path, detector: Detector, trainer):
     """The detector, then the record that makes the run a finished one; its checkpoint has done its work.
     Raises TrainingError if they cannot be written."""
     history = [[None if math.isnan(value) else value for value in row] for row in trainer.history]
-    record = {"format": 1, "data": trainer.data.fingerprint, "seconds": trainer.seconds, "history": history}
+    record = {
+        "format": FORMAT,
+        "data": trainer.data.fingerprint,
+        "seconds": trainer.seconds,
+        "history": history,
+    }
     with kept(trainer.iteration):
         detector.save(folder / DETECTOR)
         write_json(folder / RECORD, record)
@@ -107,6 +113,8 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise TrainingError(f"{folder} was trained by another version of dmdd-lite; delete it")
         data, seconds = record["data"], float(record["seconds"])
         history = [[math.nan if value is None else value for value in row] for row in record["history"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

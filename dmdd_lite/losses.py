@@ -57,16 +57,37 @@ def aim_loss(
     [summary], both of the *same* view. Called with an empty mask for the normal view.
 
     mask (B, H, W) in [0, 1]. Sum over scales of the mean penalty: 'absolute' |d - M| [authors]; 'hinge'
-    max(0, 1 - d) and 'inverse' 2 - d in the anomaly, d elsewhere. balanced: the anomalous and the normal
-    pixels of a batch weigh one half each.
+    max(0, 1 - d) and 'inverse' 2 - d in the anomaly, d elsewhere. balanced: the mean of both `aim_parts`, so
+    that the anomalous and the normal pixels of a batch weigh one half each.
     """
-    total = 0.0
+    if balanced:
+        inside, outside = aim_parts(abnormality, teacher, mask, form)
+        return (inside + outside) / 2
+    return sum(penalty.mean() for penalty, _ in _aim_penalties(abnormality, teacher, mask, form))
+
+
+def aim_parts(
+    abnormality: Features, teacher: Features, mask: Tensor, form: str = "absolute"
+) -> tuple[Tensor, Tensor]:
+    """The penalty of `aim_loss` as a mean over the anomalous pixels and as one over the normal pixels of a
+    batch, either summed over the scales; the first is 0 for an empty mask. [ours]
+
+    Where A copies T the first is near 1 per scale, less for cells that M covers in part, and the second near
+    0. The loss itself can fall while A learns to depart from nothing: most pixels are normal.
+    """
+    inside = outside = 0.0
+    for penalty, share in _aim_penalties(abnormality, teacher, mask, form):
+        inside = inside + (penalty * share).sum() / share.sum().clamp(min=1e-6)
+        outside = outside + (penalty * (1 - share)).sum() / (1 - share).sum().clamp(min=1e-6)
+    return inside, outside
+
+
+def _aim_penalties(abnormality: Features, teacher: Features, mask: Tensor, form: str):
+    """Per scale the penalty and the anomalous share of every cell, both (B, H_k, W_k)."""
     for a, t in zip(abnormality, teacher, strict=True):
-        distance = cosine_distance(a, t)  # B, H_k, W_k
+        distance = cosine_distance(a, t)
         share = resize_mask(mask, distance.shape[1:])
-        penalty = _aim_penalty(distance, share, form)
-        total = total + (_balanced_mean(penalty, share) if balanced else penalty.mean())
-    return total
+        yield _aim_penalty(distance, share, form), share
 
 
 def _aim_penalty(distance: Tensor, share: Tensor, form: str) -> Tensor:
@@ -74,12 +95,6 @@ def _aim_penalty(distance: Tensor, share: Tensor, form: str) -> Tensor:
         return (distance - share).abs()
     widened = F.relu(1 - distance) if form == "hinge" else 2 - distance
     return share * widened + (1 - share) * distance
-
-
-def _balanced_mean(penalty: Tensor, share: Tensor) -> Tensor:
-    anomalous = (penalty * share).sum() / share.sum().clamp(min=1e-6)
-    normal = (penalty * (1 - share)).sum() / (1 - share).sum().clamp(min=1e-6)
-    return (anomalous + normal) / 2
 
 
 def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:

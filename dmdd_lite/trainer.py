@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .alterations import fusion_view
-from .checkpoints import TrainingError
+from .checkpoints import FORMAT, TrainingError
 from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
 from .fusion_training import fusion_inputs, fusion_loss
-from .losses import Features, aim_loss, ngm_loss
+from .losses import Features, aim_loss, aim_parts, ngm_loss
 from .model import DMDD
 from .position import mean_features
 from .student import set_prior
@@ -30,18 +30,23 @@ LEVEL_IMAGES = 128  # of the training, at most, from which stage 2 takes the lev
 
 
 class Losses(NamedTuple):
-    """Scalars of one iteration; msn is NaN in stage 1, ngm and aim in stage 2."""
+    """Scalars of one iteration; msn is NaN in stage 1, the others in stage 2. aim_inside and aim_outside are
+    the `aim_parts` of the anomalous view."""
 
     ngm: Tensor
     aim: Tensor
     msn: Tensor
+    aim_inside: Tensor
+    aim_outside: Tensor
 
 
 class ViewLosses(NamedTuple):
-    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there."""
+    """Of one view: L_NGM, L_AIM and the `aim_parts`, 0 for a branch that is not there."""
 
     ngm: Tensor
     aim: Tensor
+    inside: Tensor
+    outside: Tensor
 
 
 class Distillation(nn.Module):
@@ -63,13 +68,15 @@ class Distillation(nn.Module):
         seen = tuple(f.float() for f in seen)
         normal = seen if same else tuple(f.float() for f in normal)
         normality, abnormality = (tuple(f.float() for f in branch) for branch in output)
-        ngm = aim = torch.zeros((), device=images.device)
+        ngm = aim = inside = outside = torch.zeros((), device=images.device)
         if normality:
             ngm = ngm_loss(normality, normal, config.ngm_form)
         if abnormality:
             target = seen if config.aim_target == "anomalous" else normal
             aim = aim_loss(abnormality, target, mask, config.aim_form, config.aim_balanced)
-        return ViewLosses(ngm, aim)
+            with torch.no_grad():
+                inside, outside = aim_parts(abnormality, target, mask, config.aim_form)
+        return ViewLosses(ngm, aim, inside, outside)
 
 
 class Trainer:
@@ -132,7 +139,8 @@ class Trainer:
             if learn:
                 (view.ngm + self.config.aim_weight * view.aim).backward()
             found.append(view)
-        return Losses(sum(view.ngm for view in found), sum(view.aim for view in found), self._unknown())
+        ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
+        return Losses(ngm, aim, self._unknown(), found[-1].inside, found[-1].outside)
 
     def _fusion_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
         config, views = self.config, [pairs.normal, fusion_view(pairs, self.config, self.iteration)]
@@ -148,7 +156,7 @@ class Trainer:
                 msn = fusion_loss(self.networks["fusion"], maps, masks, config, step)
             if learn:
                 msn.backward()
-        return Losses(self._unknown(), self._unknown(), msn)
+        return Losses(self._unknown(), self._unknown(), msn, self._unknown(), self._unknown())
 
     def _unknown(self) -> Tensor:
         return torch.full((), torch.nan, device=self.device)
@@ -213,6 +221,7 @@ class Trainer:
     def state(self) -> dict:
         """Plain tensors and numbers from which `restore` goes on to the same weights."""
         return {
+            "format": FORMAT,
             "config": self.config.to_dict(),
             "data": self.data.fingerprint,
             "iteration": self.iteration,
@@ -226,6 +235,8 @@ class Trainer:
 
     def restore(self, state: dict):
         """Raises TrainingError if the state is of another configuration or other images."""
+        if state.get("format") != FORMAT:
+            raise TrainingError("the checkpoint is of another version of dmdd-lite, train again")
         changed = differences(Config.from_dict(state["config"]), self.config)
         if state["data"] != self.data.fingerprint:
             changed.append("the training or texture images differ")

@@ -50,7 +50,8 @@ LOG_EVERY = 10  # iterations between two looks at the losses
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What `train` returns: the detector, the losses (columns iteration, ngm, aim, msn), the cost."""
+    """What `train` returns: the detector, the losses (columns iteration, ngm, aim, msn, aim_inside and
+    aim_outside), the cost."""
 
     detector: Detector
     history: pd.DataFrame

@@ -73,6 +73,17 @@ def test_aim_equals_the_loop(form, balanced, mask):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
+def test_parts_of_aim_for_trivial_branches(mask):
+    """A copy of T misses the target by M in the anomaly alone, one that is orthogonal there by nothing."""
+    (teacher,) = features(6, ((2, 8),))
+    turned = torch.stack((-teacher[:, 1], teacher[:, 0]), dim=1)
+    binary = (mask > 0).float()
+    departed = torch.where(binary[:, None] > 0, turned, teacher)
+    for abnormality, expected in ((teacher, (1, 0)), (turned, (0, 1)), (departed, (0, 0))):
+        parts = losses.aim_parts((abnormality,), (teacher,), binary)
+        torch.testing.assert_close(torch.stack(parts), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+
+
 def test_aim_of_an_empty_mask_is_the_mean_distance_in_every_form():
     abnormality, teacher = features(4), features(5)
     expected = sum(d.mean() for d in losses.distillation_maps(abnormality, teacher))

@@ -140,7 +140,8 @@ def test_roc_and_pro_draw_every_map_and_shade_the_limit():
 def test_losses_are_smoothed_and_mark_the_start_of_the_msn():
     iteration = np.arange(0, 1000, 4)
     rng = np.random.default_rng(0)
-    history = pd.DataFrame({"iteration": iteration} | {k: rng.random(250) for k in ("ngm", "aim", "msn")})
+    columns = ("ngm", "aim", "msn", "aim_inside", "aim_outside")
+    history = pd.DataFrame({"iteration": iteration} | {k: rng.random(250) for k in columns})
     history.loc[history["iteration"] < 200, "msn"] = np.nan
     history.loc[history["iteration"] > 199, "aim"] = np.nan
     ngm, aim, msn = plots.plot_losses(history).axes
@@ -152,7 +153,13 @@ def test_losses_are_smoothed_and_mark_the_start_of_the_msn():
     assert list(msn.lines[-1].get_xdata()) == [200, 200]
     assert [text.get_text().strip() for text in msn.texts] == ["starts"]
     last = history.loc[history["aim"].notna(), "iteration"].iloc[-1]
-    assert list(aim.lines[-1].get_xdata()) == [last, last]
+    _, _, border, inside, _ = aim.lines
+    assert list(border.get_xdata()) == [last, last]
+    assert inside.get_ydata()[20] == pytest.approx(history["aim_inside"][15:25].mean())
+    assert [text.get_text() for text in aim.get_legend().get_texts()] == [
+        "inside the mask",
+        "outside the mask",
+    ]
     assert [text.get_text().strip() for text in aim.texts] == ["ends"]
     without = plots.plot_losses(history.assign(msn=np.nan)).axes[2]
     assert [text.get_text() for text in without.texts] == ["not trained in this run"]

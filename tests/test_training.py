@@ -60,7 +60,7 @@ def test_the_training_call_never_opens_the_test_split(only_train):
     result = train(tiny_config(), only_train, "lever", device="cpu", progress=False)
     assert list(result.history["iteration"]) == list(range(6))
     student = [True] * 3 + [False] * 3
-    for name in ("ngm", "aim"):
+    for name in ("ngm", "aim", "aim_inside", "aim_outside"):
         assert result.history[name].notna().tolist() == student
     assert result.history["msn"].isna().tolist() == student
     assert result.pairs_per_second > 0
@@ -532,7 +532,7 @@ def test_an_iteration_reads_nothing_back_from_the_device(root, start):
 
 def test_losses_are_read_late_and_in_order(root):
     trainer = make_trainer(root, tiny_config())
-    reader, rows = training.LossReader(trainer), [trainer_module.Losses(*torch.rand(3)) for _ in range(5)]
+    reader, rows = training.LossReader(trainer), [trainer_module.Losses(*torch.rand(5)) for _ in range(5)]
     for iteration, row in enumerate(rows):
         reader.add(iteration, row)
         if iteration in (1, 2):

@@ -148,7 +148,8 @@ def plot_roc_and_pro(curves: dict[str, dict]) -> Figure:
 
 @styled
 def plot_losses(history: pd.DataFrame) -> Figure:
-    """Training losses by iteration: one panel for each of the columns ngm, aim and msn, raw and smoothed.
+    """Training losses by iteration: one panel for each of the columns ngm, aim and msn, raw and smoothed; in
+    that of aim also aim_inside and aim_outside, smoothed.
 
     The line is the mean over a window of a 25th of the run. A loss is NaN outside of its stage, whose border
     is dotted. Raises KeyError when a column or `iteration` is missing.
@@ -173,5 +174,11 @@ def plot_losses(history: pd.DataFrame) -> Figure:
             border = known["iteration"].iloc[border]
             ax.axvline(border, color=INK, linestyle=":", linewidth=1.2)
             ax.text(border, 0.02, text, ha=side, transform=ax.get_xaxis_transform())
+    for column, style in (("aim_inside", "--"), ("aim_outside", ":")):
+        known = history.loc[history[column].notna(), ["iteration", column]]
+        smooth = known[column].rolling(window, min_periods=1, center=True).mean()
+        label = f"{column.removeprefix('aim_')} the mask"
+        panels[1].plot(known["iteration"], smooth, style, color=INK, linewidth=1.2, label=label)
+    panels[1].legend(loc="upper right", fontsize="small")
     panels[0].set_ylabel("loss")
     return fig

@@ -1,0 +1,213 @@
+"""Are the two branches two? Distances of a detector's branches to the teacher, inside and outside anomalies.
+
+    python benchmarks/branches.py runs/bottle/detector --data data/mvtec_ad/bottle \\
+        --textures data/dtd/seen --unseen-textures data/dtd/unseen --out branches.json
+
+All distances are d = 1 - cos per cell of a feature map, in [0, 2], at strides 4, 8 and 16. Held-out good
+images are damaged synthetically (32 pairs, fixed seed, opacity at least 0.5); a cell is inside where the mask
+covers at least 0.99 of it, outside where it covers at most 0.01. Columns of the table:
+
+    A_T_in, A_T_out    d(A(x_a), T(x_a)): AIM asks for 1 inside and 0 outside
+    N_Tn_in            d(N(x_a), T(x_n)) inside: NGM asks for 0
+    A_N_in             d(A(x_a), N(x_a)) inside: 0 where A is a copy of N
+    T_Tn_in            d(T(x_a), T(x_n)) inside: what restoring alone would give A
+    N_clean, A_clean   d(N(x_n), T(x_n)) and d(A(x_n), T(x_n)), all cells
+    mean_in            d of the per-position mean of the teacher's features to T(x_n), in the cells inside
+
+The same inside and outside real defects of the test split, where no normal view is known; how well M can be
+read off the unsplit feature by a linear probe (AUROC of cells, learned on every other image); the correlation
+of the two branches' maps inside and outside real defects; and the parts of L_AIM beside those of two trivial
+branches, A = T and A = N.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import measure
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dmdd_lite.data import load_masks, open_category, open_folder
+from dmdd_lite.detector import Detector, DetectorError
+from dmdd_lite.device import autocast, resolve_device, unit_range
+from dmdd_lite.images import DataError, load_images
+from dmdd_lite.losses import Features, aim_parts, cosine_distance, distillation_maps, resize_mask
+from dmdd_lite.model import DMDD
+from dmdd_lite.position import mean_features
+from dmdd_lite.synthesis import Pairs, PairSynthesizer, step_generator
+from dmdd_lite.training import TrainingData, load_training_data
+
+PAIRS, SEED, OPACITY = 32, 0, (0.5, 1.0)
+INSIDE, OUTSIDE = 0.99, 0.01  # share of a cell that the mask covers
+PROBED = 20_000  # cells at most that a linear probe learns from or is tested on
+
+
+def held_out_pairs(data: TrainingData, config, textures: torch.Tensor | None) -> Pairs:
+    """PAIRS pairs of held-out good images, the same ones for the same images and textures."""
+    images = data.held_out
+    images = images.repeat(-(-PAIRS // len(images)), 1, 1, 1)[:PAIRS].float() / 255
+    rng = step_generator(SEED, "branches", 0, images.device)
+    return PairSynthesizer(config.replace(opacity=OPACITY), textures)(images, None, rng)
+
+
+class View:
+    """Features of images (B, 3, H, W) in [0, 1]: of the teacher, of both branches, and the unsplit ones."""
+
+    def __init__(self, model: DMDD, images: torch.Tensor):
+        parts, unsplit = [], []
+        hooks = [
+            d.register_forward_pre_hook(lambda _, given: unsplit.append(given[0]))
+            for d in model.student.decouple
+        ]
+        try:
+            for batch in images.split(8):
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                with torch.no_grad(), autocast(images.device, model.config.precision):
+                    teacher = model.teacher(batch)
+                    parts.append((teacher, *model.student(batch, teacher), tuple(unsplit)))
+                unsplit.clear()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.teacher, self.normality, self.abnormality, self.unsplit = (
+            tuple(torch.cat([f.float() for f in scale]) for scale in zip(*kind, strict=True))
+            for kind in zip(*parts, strict=True)
+        )
+
+
+def mean_of(distances: torch.Tensor, where: torch.Tensor) -> float:
+    return distances[where].mean().item() if where.any() else float("nan")
+
+
+def pair_table(model: DMDD, pairs: Pairs, mean: Features) -> pd.DataFrame:
+    """One row per stride, columns as in the module's docstring. mean: of the teacher's, (1, C, H, W)."""
+    clean, damaged = View(model, pairs.normal), View(model, pairs.anomalous)
+    rows = {}
+    for k, stride in enumerate(model.teacher.info.strides):
+        normal, seen = clean.teacher[k], damaged.teacher[k]
+        share = resize_mask(pairs.mask, seen.shape[2:])
+        inside, outside = share >= INSIDE, share <= OUTSIDE
+        own = cosine_distance(damaged.abnormality[k], seen)
+        rows[stride] = {
+            "A_T_in": mean_of(own, inside),
+            "A_T_out": mean_of(own, outside),
+            "N_Tn_in": mean_of(cosine_distance(damaged.normality[k], normal), inside),
+            "A_N_in": mean_of(cosine_distance(damaged.abnormality[k], damaged.normality[k]), inside),
+            "T_Tn_in": mean_of(cosine_distance(seen, normal), inside),
+            "N_clean": cosine_distance(clean.normality[k], normal).mean().item(),
+            "A_clean": cosine_distance(clean.abnormality[k], normal).mean().item(),
+            "mean_in": mean_of(cosine_distance(mean[k].expand_as(normal), normal), inside),
+            "probe": probe(damaged.unsplit[k], inside, outside),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stride")
+
+
+def probe(features: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor) -> float:
+    """AUROC of a linear classifier of cells inside and outside, learned on every other image, tested on the
+    rest; NaN where either half lacks one kind of cells."""
+    cells, halves = features.permute(0, 2, 3, 1), []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        known = inside[half] | outside[half]
+        x, y = (v[half][known].cpu().numpy() for v in (cells, inside))
+        chosen = np.random.default_rng(SEED).permutation(len(y))[:PROBED]
+        halves.append((x[chosen], y[chosen]))
+    (x, y), (new_x, new_y) = halves
+    if any(labels.all() or not labels.any() for labels in (y, new_y)):
+        return float("nan")
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200)).fit(x, y)
+    return float(roc_auc_score(new_y, classifier.decision_function(new_x)))
+
+
+def aim_table(model: DMDD, pairs: Pairs) -> pd.DataFrame:
+    """Both parts of L_AIM on the anomalous views, sums over the scales: of A, and of two trivial branches."""
+    clean, damaged = View(model, pairs.normal), View(model, pairs.anomalous)
+    branches = {"A": damaged.abnormality, "A = T": damaged.teacher, "A = N": damaged.normality}
+    branches["A = T(x_n)"] = clean.teacher
+    rows = {name: aim_parts(branch, damaged.teacher, pairs.mask) for name, branch in branches.items()}
+    return pd.DataFrame({n: {"inside": p[0].item(), "outside": p[1].item()} for n, p in rows.items()}).T
+
+
+def defect_table(model: DMDD, root: Path, category: str) -> pd.DataFrame:
+    """Real defects: one row per stride with d(A, T), d(N, T) and d(A, N) inside and outside the masks, and
+    the correlation of the two branches' maps there."""
+    size, split = model.config.image_size, open_category(root, category, check_files=False)
+    tests = [test for test in split.test if test.is_anomalous]
+    images = load_images([test.path for test in tests], size, None)
+    masks = load_masks(tests, size, None).float()
+    view = View(model, unit_range(images, model.teacher.mean.device))
+    maps = [distillation_maps(branch, view.teacher) for branch in (view.normality, view.abnormality)]
+    rows = {}
+    for k, stride in enumerate(model.teacher.info.strides):
+        normality, abnormality = (m[k].cpu() for m in maps)
+        between = cosine_distance(view.abnormality[k], view.normality[k]).cpu()
+        share = resize_mask(masks, normality.shape[1:])
+        row = {}
+        for name, where in (("in", share >= INSIDE), ("out", share <= OUTSIDE)):
+            kinds = {"A_T": abnormality, "N_T": normality, "A_N": between}
+            row |= {f"{kind}_{name}": mean_of(values, where) for kind, values in kinds.items()}
+            both = torch.stack((normality[where], abnormality[where]))
+            row[f"correlation_{name}"] = (
+                torch.corrcoef(both)[0, 1].item() if both.shape[1] > 1 else float("nan")
+            )
+        rows[stride] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stride")
+
+
+def tables(
+    detector: Detector, root: Path, category: str, textures: str, unseen: str
+) -> dict[str, pd.DataFrame]:
+    """All tables by name. Raises DataError, and ValueError for a detector without both branches."""
+    config, model = detector.config, detector.model
+    if len(config.branches) < 2:
+        raise ValueError(f"the detector has no two branches, only {', '.join(config.branches)}")
+    data = load_training_data(config, root, category, textures, detector.device, progress=False)
+    if not len(data.held_out):
+        raise ValueError("no good image was held out of this detector's training (holdout=0)")
+    with torch.no_grad(), autocast(detector.device, config.precision):
+        mean = mean_features(model.teacher.stream(data.images))
+    sources = {"pairs": data.textures}
+    if unseen:
+        paths = open_folder(unseen, recursive=True)
+        sources["unseen"] = load_images(paths, config.image_size, None).to(detector.device)
+    pairs = {name: held_out_pairs(data, config, source) for name, source in sources.items()}
+    found = {name: pair_table(model, made, mean) for name, made in pairs.items()}
+    return found | {"aim": aim_table(model, pairs["pairs"]), "defects": defect_table(model, root, category)}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("detector", type=Path, help="folder that a training wrote")
+    parser.add_argument("--data", type=Path, required=True, help="the category that it was trained on")
+    parser.add_argument(
+        "--textures", default="", help="folder of its anomaly textures; without it procedural"
+    )
+    parser.add_argument("--unseen-textures", default="", help="textures that it was not trained with")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="file for the result as JSON")
+    return parser.parse_args()
+
+
+def main():
+    options = parse()
+    device, data = resolve_device(options.device), options.data.resolve()
+    try:
+        detector = Detector.load(options.detector, options.device)
+        found = tables(detector, data.parent, data.name, options.textures, options.unseen_textures)
+    except (ValueError, DataError, DetectorError) as error:
+        raise SystemExit(str(error)) from None
+    for name, table in found.items():
+        print(f"\n{name}\n{table.round(2).to_markdown()}")
+    result = {name: json.loads(table.to_json(orient="index")) for name, table in found.items()}
+    measure.write_result(options.out, device, SEED, {"category": data.name, **result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The benchmark of the branches against loops over cells and known answers; a batch that A must learn."""
+
+import itertools
+import json
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+from builders import tiny_config
+
+from dmdd_lite import training
+from dmdd_lite.losses import aim_parts, cosine_distance, resize_mask
+from dmdd_lite.model import build_model
+from dmdd_lite.student import StudentOutput
+from dmdd_lite.synthesis import Pairs
+from dmdd_lite.teacher import build_teacher
+
+
+@pytest.fixture(scope="module")
+def branches(scripts):
+    return import_module("branches")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = tiny_config(position_maps=False)
+    return build_model(config, build_teacher(config.teacher, "random")).eval()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    """Four pairs of 64 px, the left upper quarter of each anomalous."""
+    rng = torch.Generator().manual_seed(0)
+    normal = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8, generator=rng), (64, 64))
+    mask = torch.zeros(4, 64, 64)
+    mask[:, :32, :32] = 1
+    noise = torch.rand(4, 3, 64, 64, generator=rng)
+    return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
+
+
+def test_distances_equal_loops_over_cells(branches, model, pairs):
+    mean = tuple(f[:1] for f in model.teacher(pairs.normal))
+    table = branches.pair_table(model, pairs, mean)
+    with torch.no_grad():
+        normal, seen = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
+        clean, damaged = model.student(pairs.normal, normal), model.student(pairs.anomalous, seen)
+    for k, stride in enumerate((4, 8, 16)):
+        cells = 32 // stride  # of the anomaly, per side
+        inside, outside = {}, []
+        count, _, height, width = seen[k].shape
+        for b, y, x in itertools.product(range(count), range(height), range(width)):
+            at = (b, slice(None), y, x)
+            n, t = normal[k][at], seen[k][at]
+            a, own = damaged.abnormality[k][at], damaged.normality[k][at]
+            if y < cells and x < cells:
+                values = {"A_T_in": (a, t), "N_Tn_in": (own, n), "A_N_in": (a, own), "T_Tn_in": (t, n)}
+                for name, (p, q) in values.items():
+                    inside.setdefault(name, []).append(1 - torch.cosine_similarity(p, q, dim=0))
+            else:
+                outside.append(1 - torch.cosine_similarity(a, t, dim=0))
+        for name, values in {**inside, "A_T_out": outside}.items():
+            assert table.loc[stride, name] == pytest.approx(torch.stack(values).mean().item(), abs=1e-4), name
+        of_clean = cosine_distance(clean.normality[k], normal[k]).mean().item()
+        assert table.loc[stride, "N_clean"] == pytest.approx(of_clean, abs=1e-4)
+
+
+@pytest.mark.parametrize("copied", ["teacher", "normality"])
+def test_a_branch_that_copies_is_told(branches, model, pairs, copied, monkeypatch):
+    forward = model.student.forward
+
+    def copying(images, features):
+        output = forward(images, features)
+        return StudentOutput(output.normality, features if copied == "teacher" else output.normality)
+
+    monkeypatch.setattr(model.student, "forward", copying)
+    table = branches.pair_table(model, pairs, model.teacher(pairs.normal[:1]))
+    column = "A_T_in" if copied == "teacher" else "A_N_in"
+    assert table[column].abs().max() < 1e-5
+    parts = branches.aim_table(model, pairs)
+    name = {"teacher": "A = T", "normality": "A = N"}[copied]
+    assert parts.loc["A"].tolist() == pytest.approx(parts.loc[name].tolist(), abs=1e-5)
+
+
+def test_a_linear_probe_finds_what_is_there_and_no_more(branches):
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(10, 4, 8, 8, generator=rng)
+    inside = torch.rand(10, 8, 8, generator=rng) < 0.3
+    assert 0.4 < branches.probe(features, inside, ~inside) < 0.6
+    features[:, 2] += 3 * inside
+    assert branches.probe(features, inside, ~inside) > 0.95
+
+
+def test_one_repeated_batch_is_learned(root, pairs):
+    """A departs inside and stays near outside, N restores: where these fail, so would any training."""
+    config = tiny_config(
+        iterations=120, fusion_start=1.0, position_maps=False, batch_size=4, aim_balanced=True
+    )
+    data = training.load_training_data(config, root, "lever", progress=False)
+    trainer = training.Trainer(config, build_model(config, build_teacher(config.teacher, "random")), data)
+    trainer.known = None  # its normal images are none of these
+    trainer.pairs.batch = lambda iteration, index=None: pairs
+    losses = [trainer.step() for _ in range(config.iterations)]
+    assert losses[-1].aim_inside < losses[0].aim_inside / 5
+    with torch.no_grad():
+        normal, seen = trainer.model.teacher(pairs.normal), trainer.model.teacher(pairs.anomalous)
+        output = trainer.model.student(pairs.anomalous, seen)
+    for n, a, good, own in zip(*output, normal, seen, strict=True):
+        distance = cosine_distance(a, own)
+        share = resize_mask(pairs.mask, distance.shape[1:])
+        assert distance[share >= 0.99].mean() > 0.9
+        assert distance[share <= 0.01].mean() < 0.1
+        assert cosine_distance(n, good)[share >= 0.99].mean() < 0.2
+    inside, outside = aim_parts(output.abnormality, seen, pairs.mask)
+    assert max(inside, outside) < 0.3
+
+
+@pytest.mark.slow
+def test_a_detector_is_measured_from_the_command_line(branches, root, tmp_path, monkeypatch, capsys):
+    training.train(tiny_config(), root, "lever", output_dir=tmp_path / "run", device="cpu", progress=False)
+    out = tmp_path / "branches.json"
+    words = ["branches.py", str(tmp_path / "run/detector"), "--data", f"{root}/lever", "--device", "cpu"]
+    monkeypatch.setattr(
+        sys, "argv", [*words, "--unseen-textures", f"{root}/lever/train/good", "--out", str(out)]
+    )
+    branches.main()
+    found = json.loads(out.read_text(encoding="utf-8"))
+    for name in ("pairs", "unseen", "defects"):
+        assert list(found[name]) == ["4", "8", "16"]
+    assert found["pairs"]["4"]["A_T_in"] != found["unseen"]["4"]["A_T_in"]
+    assert set(found["aim"]) == {"A", "A = T", "A = N", "A = T(x_n)"}
+    assert "A_T_in" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["branches.py", str(tmp_path / "no"), "--data", f"{root}/lever"])
+    with pytest.raises(SystemExit, match="no"):
+        branches.main()
