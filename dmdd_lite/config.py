@@ -67,8 +67,9 @@ class Config:
     student: str = option(
         "decoder",
         "authors",
-        "'decoder' = reverse distillation; 'encoder' = a student of the teacher's own structure [ours]",
-        choices=("decoder", "encoder"),
+        "'decoder' = reverse distillation; 'encoder' = a student of the teacher's own structure [ours]; "
+        "'encoder_decoder' = such an encoder, a bottleneck and a decoder with skips [field]",
+        choices=("decoder", "encoder", "encoder_decoder"),
     )
     student_blocks: tuple = option(
         (),
@@ -85,6 +86,16 @@ class Config:
         "least channels of a decoder stage: small teachers are too thin to mirror exactly",
         low=8,
         high=4096,
+    )
+    student_depth: int = option(
+        1, "ours", "1x1 convolutions before the split; a summary says 'a series'", low=1, high=8
+    )
+    student_start: str = option(
+        "zero",
+        "ours",
+        "where the branches' batch norm begins: 'zero' = mean 0 and deviation 1, 'statistics' = those of the "
+        "teacher's channels, less the prior where there is one",
+        choices=("zero", "statistics"),
     )
     student_norm_relu: bool = option(
         True, "ours", "batch norm after the decoupling convolution, and ReLU where the teacher is rectified"
@@ -371,6 +382,10 @@ class Config:
             raise ValueError(
                 f"batch_size=1 leaves batch norm one value a channel with image_size={self.image_size} and "
                 f"student_bottleneck={self.student_bottleneck}; raise batch_size or image_size"
+            )
+        if self.student_start == "statistics" and not self.student_norm_relu:
+            raise ValueError(
+                "student_start='statistics' sets the batch norm that student_norm_relu=False omits"
             )
         if len(self.position_pool) != 3:
             raise ValueError(f"position_pool must be three numbers of cells, got {shown(self.position_pool)}")

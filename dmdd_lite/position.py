@@ -274,6 +274,21 @@ def mean_features(batches: Iterable[Features]) -> Features:
     return tuple(total / count for total in totals)
 
 
+@torch.no_grad()
+def channel_moments(batches: Iterable[Features], prior: Features | None = None) -> tuple[Features, Features]:
+    """Mean and standard deviation of every channel over all images and positions, per scale (C_k,) each; of
+    what is left when the prior, per scale (1, C_k, H_k, W_k), is taken off."""
+    totals, count = None, 0
+    for features in batches:
+        left = [f.float() - (0 if prior is None else prior[k]) for k, f in enumerate(features)]
+        sums = [torch.stack((v.mean((2, 3)).sum(0), v.square().mean((2, 3)).sum(0))) for v in left]
+        totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
+        count += len(features[0])
+    moments = [total / count for total in totals]
+    spreads = [(square - mean.square()).clamp(min=1e-12).sqrt() for mean, square in moments]
+    return tuple(mean for mean, _ in moments), tuple(spreads)
+
+
 def build_position(config: Config, info: FeatureInfo) -> PositionStatistics | None:
     """The statistics that `config` asks for, or None."""
     if not config.position_maps:

@@ -98,12 +98,12 @@ class Bottleneck(nn.Module):
 
 
 class Decoupling(nn.Module):
-    """A 1x1 convolution from the student's to twice the teacher's channels, split in halves. [summary]
+    """1x1 convolutions from the student's to twice the teacher's channels, split in halves. [summary]
 
     forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
-    capacity. Batch norm, ReLU where the teacher is rectified, and the prior, are ours; with `branches` = 1
-    nothing is split. prior: side H of a map (1, C, H, H) that is added to either half before the ReLU, zero
-    until it is set; 0 = none.
+    capacity. `depth` of the convolutions, batch norm, ReLU where the teacher is rectified, and the prior, are
+    ours; with `branches` = 1 nothing is split. prior: side H of a map (1, C, H, H) added to either half
+    before the ReLU, zero until it is set; 0 = none.
     """
 
     def __init__(
@@ -114,10 +114,13 @@ class Decoupling(nn.Module):
         norm_relu: bool,
         branches: int = 2,
         prior: int = 0,
+        depth: int = 1,
     ):
         super().__init__()
         self.branches = branches
-        layers = [nn.Conv2d(width, branches * channels, 1, bias=not norm_relu)]
+        widths = (width, *[branches * max(width, channels)] * (depth - 1))
+        layers = [conv_norm(a, b, 1) for a, b in pairwise(widths)]
+        layers.append(nn.Conv2d(widths[-1], branches * channels, 1, bias=not norm_relu))
         if norm_relu:
             layers.append(nn.BatchNorm2d(branches * channels))
         self.expand = nn.Sequential(*layers)
@@ -148,6 +151,7 @@ class DecoderStudent(nn.Module):
         bottleneck: int = 2,
         branches=BRANCHES,
         prior: int = 0,
+        depth: int = 1,
     ):
         super().__init__()
         self.branches = branches
@@ -159,7 +163,7 @@ class DecoderStudent(nn.Module):
         coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
         self.stages = nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
         self.enlarge = ResidualBlock(inputs[0], inputs[0], 2, wide) if bottleneck == 4 else nn.Identity()
-        self.decouple = _decouplings(widths, info, norm_relu, branches, prior)
+        self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
         hidden, unsplit = self.enlarge(self.bottleneck(features)), []
@@ -184,14 +188,57 @@ class EncoderStudent(nn.Module):
         norm_relu: bool = True,
         branches=BRANCHES,
         prior: int = 0,
+        depth: int = 1,
     ):
         super().__init__()
         self.branches = branches
         self.network = untrained_network(name, options)
-        self.decouple = _decouplings(info.channels, info, norm_relu, branches, prior)
+        self.decouple = _decouplings(info.channels, info, norm_relu, branches, prior, depth)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
         return _decouple(self.decouple, self.network(2 * images - 1), self.branches)
+
+
+class EncoderDecoderStudent(nn.Module):
+    """The image in, an untrained copy of the teacher as encoder, the decoder's bottleneck and stages, and the
+    encoder's features beside each stage. An encoder-decoder is DeSTSeg's student [field]; the skips are ours:
+    abnormality features must follow the teacher at every normal pixel, right up to the anomaly.
+
+    forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
+    """
+
+    def __init__(
+        self,
+        info: FeatureInfo,
+        name: str,
+        options: dict | None = None,
+        blocks=(2, 2, 2),
+        width: int = 64,
+        norm_relu: bool = True,
+        branches=BRANCHES,
+        prior: int = 0,
+        depth: int = 1,
+    ):
+        super().__init__()
+        self.branches = branches
+        self.network = untrained_network(name, options)
+        widths = tuple(max(c, width) for c in info.channels)
+        wide = is_wide(info)
+        self.bottleneck = Bottleneck(info.channels, widths, wide)
+        inputs = (2 * widths[2], widths[2], widths[1])
+        coarse_to_fine = zip(inputs, reversed(widths), blocks, strict=True)
+        self.stages = nn.ModuleList(stage(i, o, n, 2, wide) for i, o, n in coarse_to_fine)
+        skips = zip(reversed(info.channels), reversed(widths), strict=True)
+        self.merge = nn.ModuleList(conv_norm(c + w, w) for c, w in skips)
+        self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
+
+    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
+        encoded = self.network(2 * images - 1)
+        hidden, unsplit = self.bottleneck(encoded), []
+        for decode, merge, own in zip(self.stages, self.merge, reversed(encoded), strict=True):
+            hidden = merge(torch.cat((own, decode(hidden)), dim=1))
+            unsplit.append(hidden)
+        return _decouple(self.decouple, reversed(unsplit), self.branches)
 
 
 def is_standardised(config, info: FeatureInfo) -> bool:
@@ -204,9 +251,23 @@ def is_wide(info: FeatureInfo) -> bool:
     return info.channels[0] >= 256
 
 
-def _decouplings(widths, info: FeatureInfo, norm_relu: bool, branches, prior: int) -> nn.ModuleList:
+def _decouplings(widths, info: FeatureInfo, norm_relu, branches, prior: int, depth: int) -> nn.ModuleList:
     sizes = zip(widths, info.channels, info.rectified, info.strides, strict=True)
-    return nn.ModuleList(Decoupling(w, c, r, norm_relu, len(branches), prior // s) for w, c, r, s in sizes)
+    count = len(branches)
+    return nn.ModuleList(Decoupling(w, c, r, norm_relu, count, prior // s, depth) for w, c, r, s in sizes)
+
+
+def start_at_statistics(student: nn.Module, means: Features, spreads: Features):
+    """Let every channel of both branches begin with a mean and a standard deviation, per scale (C_k,) each:
+    those of the teacher's features, or of what they differ from the prior by. [ours]
+
+    Batch norm begins at 0 and 1. From there the learning rate cannot reach features of another size within
+    a short training, and a branch stays at its prior.
+    """
+    for decoupling, mean, spread in zip(student.decouple, means, spreads, strict=True):
+        norm = decoupling.expand[-1]
+        norm.bias.data.copy_(mean.repeat(decoupling.branches))
+        norm.weight.data.copy_(spread.repeat(decoupling.branches))
 
 
 def set_prior(student: nn.Module, means: Features):
@@ -227,18 +288,16 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
     signed, whatever the network gives."""
     if is_standardised(config, info):
         info = info._replace(rectified=(False,) * len(info.channels))
-    prior = config.image_size if config.position_prior else 0
-    if config.student == "encoder":
-        return EncoderStudent(
-            info, config.teacher, config.teacher_options, config.student_norm_relu, config.branches, prior
-        )
     blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
-    return DecoderStudent(
-        info,
-        blocks,
-        config.student_width,
-        config.student_norm_relu,
-        config.student_bottleneck,
-        config.branches,
-        prior,
-    )
+    common = {
+        "norm_relu": config.student_norm_relu,
+        "branches": config.branches,
+        "prior": config.image_size if config.position_prior else 0,
+        "depth": config.student_depth,
+    }
+    if config.student == "encoder":
+        return EncoderStudent(info, config.teacher, config.teacher_options, **common)
+    if config.student == "encoder_decoder":
+        sizes = {"blocks": blocks, "width": config.student_width}
+        return EncoderDecoderStudent(info, config.teacher, config.teacher_options, **sizes, **common)
+    return DecoderStudent(info, blocks, config.student_width, bottleneck=config.student_bottleneck, **common)

@@ -20,8 +20,8 @@ from .device import autocast, keep_freed_memory, precision_of, send
 from .fusion_training import fusion_inputs, fusion_loss
 from .losses import Features, aim_loss, aim_parts, ngm_loss
 from .model import DMDD
-from .position import mean_features
-from .student import set_prior
+from .position import channel_moments, mean_features
+from .student import set_prior, start_at_statistics
 from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
@@ -293,8 +293,11 @@ def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Feat
                 features = next(model.teacher.stream(images))
             yield features
 
-    if config.position_prior:
-        set_prior(model.student, mean_features(batches()))
+    means = mean_features(batches()) if config.position_prior else None
+    if means:
+        set_prior(model.student, means)
+    if config.student_start == "statistics":
+        start_at_statistics(model.student, *channel_moments(batches(), means))
     if model.position is not None:
         model.position.fit(batches, model.position.arithmetic_noise(model.teacher, data.images))
 

@@ -19,7 +19,7 @@ README = Path(__file__).parent.parent / "README.md"
         ("batch_size", -1, "at least 1"),
         ("aim_weight", float("nan"), "aim_weight must be at least 0"),
         ("learning_rate", float("inf"), "finite"),
-        ("student", "transformer", "of 'decoder', 'encoder', got 'transformer'"),
+        ("student", "transformer", "of 'decoder', 'encoder', 'encoder_decoder', got 'transformer'"),
         ("fusion_attention", ("channel", "psychic"), "of 'channel'"),
         ("opacity", (0.9, 0.2), "increasing pair"),
         ("perlin_scales", (3, 3), "perlin_scales"),

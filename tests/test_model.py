@@ -37,7 +37,7 @@ def test_bottleneck_factor_sizes_the_embedding_and_not_the_output(factor, side):
 
 
 @pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize("student", ["decoder", "encoder"])
+@pytest.mark.parametrize("student", ["decoder", "encoder", "encoder_decoder"])
 def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student, positions):
     config = tiny_config(student=student, branches=("abnormality",), position_maps=positions)
     output = build_model(config, teacher).eval()(torch.rand(1, 3, 64, 64))
@@ -49,7 +49,7 @@ def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student, position
     torch.testing.assert_close(maps["sum"], maps["abnormality"])
 
 
-@pytest.mark.parametrize("student", ["decoder", "encoder"])
+@pytest.mark.parametrize("student", ["decoder", "encoder", "encoder_decoder"])
 def test_output_is_the_same_type_in_training_and_evaluation(teacher, student):
     model = build_model(tiny_config(student=student), teacher)
     images = torch.rand(2, 3, 64, 64)
@@ -69,6 +69,17 @@ def test_decoupling_halves_have_equal_capacity_and_are_independent():
     normality, abnormality = split(x)
     torch.testing.assert_close(torch.cat((normality, abnormality), 1), expected)
     assert normality.shape == abnormality.shape == (1, 5, 4, 4)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_series_of_1x1_convolutions_sees_one_pixel_at_a_time(depth):
+    split = Decoupling(8, 5, rectified=False, norm_relu=True, depth=depth).eval()
+    convolutions = [m for m in split.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.kernel_size for c in convolutions] == [(1, 1)] * depth
+    assert convolutions[-1].out_channels == 10
+    x = torch.rand(1, 8, 4, 4)
+    for whole, alone in zip(split(x), split(x[:, :, 1:2, 2:3]), strict=True):
+        torch.testing.assert_close(whole[:, :, 1:2, 2:3], alone)
 
 
 def test_rectified_where_the_teacher_is():

@@ -12,8 +12,8 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.fusion import Calibration
 from dmdd_lite.losses import cosine_distance
 from dmdd_lite.model import build_model, usual_distances
-from dmdd_lite.position import PositionStatistics, mean_features
-from dmdd_lite.student import DecoderStudent, set_prior
+from dmdd_lite.position import PositionStatistics, channel_moments, mean_features
+from dmdd_lite.student import DecoderStudent, set_prior, start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 
 INFO = FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)  # at 32 px: 8 x 8, 4 x 4 and 2 x 2 positions
@@ -349,7 +349,25 @@ def test_a_student_that_adds_nothing_gives_the_prior(rectified, norm_relu):
             assert torch.equal(found, mean.expand_as(found))
 
 
-@pytest.mark.parametrize("student", ["decoder", "encoder"])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_branches_begin_with_the_mean_and_the_deviation_of_every_channel(with_prior):
+    known, teacher = good(12), FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)
+    prior = mean_features([known]) if with_prior else None
+    parts = zip(*(f.split(5) for f in known), strict=True)
+    means, spreads = channel_moments(parts, prior)
+    left = [f - (prior[k] if with_prior else 0) for k, f in enumerate(known)]
+    for k, f in enumerate(left):
+        torch.testing.assert_close(means[k], f.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(spreads[k], f.std((0, 2, 3), correction=0), atol=1e-4, rtol=1e-4)
+    student = DecoderStudent(teacher, (1, 1, 1), 16).train()
+    start_at_statistics(student, means, spreads)
+    for branch in student(None, known):  # batch norm sees this batch alone
+        for k, found in enumerate(branch):
+            torch.testing.assert_close(found.mean((0, 2, 3)), means[k], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(found.std((0, 2, 3), correction=0), spreads[k], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("student", ["decoder", "encoder", "encoder_decoder"])
 def test_the_prior_is_added_to_what_was_learned(student):
     teacher = build_teacher("test_resnet", "random")
     with_prior, without = (
