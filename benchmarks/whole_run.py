@@ -102,7 +102,11 @@ def reference_of(path: Path, found: dict) -> dict:
     if not path.is_file():
         return {}
     reference = json.loads(path.read_text(encoding="utf-8"))
-    if any(reference.get(name) != found[name] for name in ("category", "config")):
+    try:
+        same = Config.from_dict(reference["config"]) == Config.from_dict(found["config"])
+    except ValueError:  # a field that is no more
+        same = False
+    if not same or reference["category"] != found["category"]:
         print(f"{path.name} is of another configuration or category and is not compared with")
         return {}
     return {name: reference[name] for name in ("device", "minutes", "metrics")}

@@ -139,12 +139,14 @@ def test_the_committed_run_is_of_the_command_that_is_compared_with_it(scripts):
     import run_all
     import whole_run
 
+    from dmdd_lite.config import Config
+
     words = run_all.steps("gpu", "cuda", OPTIONS)["whole_run"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words)
         config = whole_run.config_of(whole_run.parse())
     known = json.loads(whole_run.REFERENCE.read_text(encoding="utf-8"))
-    assert known["config"] == config.to_dict()
+    assert Config.from_dict(known["config"]) == config
     assert known["category"] == Path(OPTIONS.data).name
 
 

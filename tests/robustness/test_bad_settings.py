@@ -69,6 +69,7 @@ PROPER = {
     "opacity": pair(st.floats(0, 1)),
     "betas": st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
     "pairs": st.just(True),
+    "student_norm_relu": st.just(True),  # student_start may need it
 }  # fmt: skip
 
 
@@ -160,6 +161,7 @@ def test_wrong_types_and_ranges_are_refused(name, tally):
     ({"seed": 2**63}, "seed must be at most 9223372036854775807, got 9223372036854775808"),
     ({"teacher_options": {"a": {1}}}, "teacher_options must hold plain JSON values, got"),
     ({"pairs": False}, "pairs=False leaves nothing"),
+    ({"student_start": "statistics", "student_norm_relu": False}, "that student_norm_relu=False omits"),
 ])  # fmt: skip
 def test_what_does_not_go_together(changes, message, tally):
     with pytest.raises(REFUSED, match=message):
