@@ -54,4 +54,5 @@ $(VENV)/ready: pyproject.toml
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache
-	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name ablation.csv ! -name ablation.png ! -name real.csv -exec rm -rf {} +
+	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name ablation.csv ! -name ablation.png ! -name real.csv \
+		! -name branches.csv -exec rm -rf {} +
