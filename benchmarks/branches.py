@@ -16,8 +16,8 @@ covers at least 0.99 of it, outside where it covers at most 0.01. Columns of the
 
 The same inside and outside real defects of the test split, where no normal view is known; how well M can be
 read off the unsplit feature by a linear probe (AUROC of cells, learned on every other image); the correlation
-of the two branches' maps inside and outside real defects; and the parts of L_AIM beside those of two trivial
-branches, A = T and A = N.
+of the two branches' maps inside and outside real defects; and the parts of L_AIM beside those of three
+trivial branches, A = T, A = N and A = T(x_n).
 """
 
 import argparse
@@ -85,13 +85,21 @@ def mean_of(distances: torch.Tensor, where: torch.Tensor) -> float:
     return distances[where].mean().item() if where.any() else float("nan")
 
 
-def pair_table(model: DMDD, pairs: Pairs, mean: Features) -> pd.DataFrame:
+class PairViews:
+    """Both views of pairs, each seen by the model once, and the mask (B, H, W)."""
+
+    def __init__(self, model: DMDD, pairs: Pairs):
+        self.clean, self.damaged = View(model, pairs.normal), View(model, pairs.anomalous)
+        self.mask, self.strides = pairs.mask, model.teacher.info.strides
+
+
+def pair_table(views: PairViews, mean: Features) -> pd.DataFrame:
     """One row per stride, columns as in the module's docstring. mean: of the teacher's, (1, C, H, W)."""
-    clean, damaged = View(model, pairs.normal), View(model, pairs.anomalous)
+    clean, damaged = views.clean, views.damaged
     rows = {}
-    for k, stride in enumerate(model.teacher.info.strides):
+    for k, stride in enumerate(views.strides):
         normal, seen = clean.teacher[k], damaged.teacher[k]
-        share = resize_mask(pairs.mask, seen.shape[2:])
+        share = resize_mask(views.mask, seen.shape[2:])
         inside, outside = share >= INSIDE, share <= OUTSIDE
         own = cosine_distance(damaged.abnormality[k], seen)
         rows[stride] = {
@@ -124,12 +132,12 @@ def probe(features: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor) -
     return float(roc_auc_score(new_y, classifier.decision_function(new_x)))
 
 
-def aim_table(model: DMDD, pairs: Pairs) -> pd.DataFrame:
-    """Both parts of L_AIM on the anomalous views, sums over the scales: of A, and of two trivial branches."""
-    clean, damaged = View(model, pairs.normal), View(model, pairs.anomalous)
+def aim_table(views: PairViews) -> pd.DataFrame:
+    """Both parts of L_AIM on the anomalous views, summed over scales: of A and of three trivial branches."""
+    clean, damaged = views.clean, views.damaged
     branches = {"A": damaged.abnormality, "A = T": damaged.teacher, "A = N": damaged.normality}
     branches["A = T(x_n)"] = clean.teacher
-    rows = {name: aim_parts(branch, damaged.teacher, pairs.mask) for name, branch in branches.items()}
+    rows = {name: aim_parts(branch, damaged.teacher, views.mask) for name, branch in branches.items()}
     return pd.DataFrame({n: {"inside": p[0].item(), "outside": p[1].item()} for n, p in rows.items()}).T
 
 
@@ -175,9 +183,9 @@ def tables(
     if unseen:
         paths = open_folder(unseen, recursive=True)
         sources["unseen"] = load_images(paths, config.image_size, None).to(detector.device)
-    pairs = {name: held_out_pairs(data, config, source) for name, source in sources.items()}
-    found = {name: pair_table(model, made, mean) for name, made in pairs.items()}
-    return found | {"aim": aim_table(model, pairs["pairs"]), "defects": defect_table(model, root, category)}
+    views = {name: PairViews(model, held_out_pairs(data, config, s)) for name, s in sources.items()}
+    found = {name: pair_table(seen, mean) for name, seen in views.items()}
+    return found | {"aim": aim_table(views["pairs"]), "defects": defect_table(model, root, category)}
 
 
 def parse() -> argparse.Namespace:

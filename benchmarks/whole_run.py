@@ -12,7 +12,6 @@ category. Protocol: last iteration.
 
 import argparse
 import json
-import shlex
 from pathlib import Path
 
 import measure
@@ -139,7 +138,7 @@ def main():
         found["reference"] = reference_of(REFERENCE, found)
     except (ValueError, TypeError, DataError, TeacherError) as error:
         raise SystemExit(str(error)) from None
-    print(json.dumps(describe(device)), shlex.join(map(str, [options.data])))
+    print(json.dumps(describe(device)), options.data)
     report(found)
     measure.write_result(options.out, device, found["config"]["seed"], found)
 

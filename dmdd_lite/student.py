@@ -156,13 +156,10 @@ class DecoderStudent(nn.Module):
         super().__init__()
         self.branches = branches
         widths = tuple(max(c, width) for c in info.channels)
-        wide = is_wide(info)
-        self.bottleneck = Bottleneck(info.channels, widths, wide, bottleneck)
-        inputs = (2 * widths[2], widths[2], widths[1])
-        scales = (1 if bottleneck == 1 else 2, 2, 2)
-        coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
-        self.stages = nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
-        self.enlarge = ResidualBlock(inputs[0], inputs[0], 2, wide) if bottleneck == 4 else nn.Identity()
+        self.bottleneck, self.stages = _decoder(info, widths, blocks, bottleneck)
+        embedded = 2 * widths[2]
+        enlarge = bottleneck == 4
+        self.enlarge = ResidualBlock(embedded, embedded, 2, is_wide(info)) if enlarge else nn.Identity()
         self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
@@ -223,11 +220,7 @@ class EncoderDecoderStudent(nn.Module):
         self.branches = branches
         self.network = untrained_network(name, options)
         widths = tuple(max(c, width) for c in info.channels)
-        wide = is_wide(info)
-        self.bottleneck = Bottleneck(info.channels, widths, wide)
-        inputs = (2 * widths[2], widths[2], widths[1])
-        coarse_to_fine = zip(inputs, reversed(widths), blocks, strict=True)
-        self.stages = nn.ModuleList(stage(i, o, n, 2, wide) for i, o, n in coarse_to_fine)
+        self.bottleneck, self.stages = _decoder(info, widths, blocks)
         skips = zip(reversed(info.channels), reversed(widths), strict=True)
         self.merge = nn.ModuleList(conv_norm(c + w, w) for c, w in skips)
         self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
@@ -239,6 +232,17 @@ class EncoderDecoderStudent(nn.Module):
             hidden = merge(torch.cat((own, decode(hidden)), dim=1))
             unsplit.append(hidden)
         return _decouple(self.decouple, reversed(unsplit), self.branches)
+
+
+def _decoder(info: FeatureInfo, widths, blocks, bottleneck: int = 2) -> tuple[Bottleneck, nn.ModuleList]:
+    """The bottleneck and the stages from coarse to fine, of these widths; each stage doubles the resolution,
+    the first one only if the bottleneck has halved it."""
+    wide = is_wide(info)
+    squeeze = Bottleneck(info.channels, widths, wide, bottleneck)
+    inputs = (2 * widths[2], widths[2], widths[1])
+    scales = (1 if bottleneck == 1 else 2, 2, 2)
+    coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
+    return squeeze, nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
 
 
 def is_standardised(config, info: FeatureInfo) -> bool:

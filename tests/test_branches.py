@@ -41,7 +41,7 @@ def pairs() -> Pairs:
 
 def test_distances_equal_loops_over_cells(branches, model, pairs):
     mean = tuple(f[:1] for f in model.teacher(pairs.normal))
-    table = branches.pair_table(model, pairs, mean)
+    table = branches.pair_table(branches.PairViews(model, pairs), mean)
     with torch.no_grad():
         normal, seen = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
         clean, damaged = model.student(pairs.normal, normal), model.student(pairs.anomalous, seen)
@@ -74,10 +74,11 @@ def test_a_branch_that_copies_is_told(branches, model, pairs, copied, monkeypatc
         return StudentOutput(output.normality, features if copied == "teacher" else output.normality)
 
     monkeypatch.setattr(model.student, "forward", copying)
-    table = branches.pair_table(model, pairs, model.teacher(pairs.normal[:1]))
+    views = branches.PairViews(model, pairs)
+    table = branches.pair_table(views, model.teacher(pairs.normal[:1]))
     column = "A_T_in" if copied == "teacher" else "A_N_in"
     assert table[column].abs().max() < 1e-5
-    parts = branches.aim_table(model, pairs)
+    parts = branches.aim_table(views)
     name = {"teacher": "A = T", "normality": "A = N"}[copied]
     assert parts.loc["A"].tolist() == pytest.approx(parts.loc[name].tolist(), abs=1e-5)
 

@@ -158,9 +158,13 @@ def plot_losses(history: pd.DataFrame) -> Figure:
     fig = new_figure(WIDTH, 2.9)
     panels = fig.subplots(1, 3, sharex=True)
     window = max(1, len(history) // 25)
-    for ax, (column, title), colour in zip(panels, names.items(), (GOOD, ANOMALOUS, OTHERS[0]), strict=True):
+
+    def smoothed(column: str) -> tuple[pd.DataFrame, pd.Series]:
         known = history.loc[history[column].notna(), ["iteration", column]]
-        smooth = known[column].rolling(window, min_periods=1, center=True).mean()
+        return known, known[column].rolling(window, min_periods=1, center=True).mean()
+
+    for ax, (column, title), colour in zip(panels, names.items(), (GOOD, ANOMALOUS, OTHERS[0]), strict=True):
+        known, smooth = smoothed(column)
         ax.plot(known["iteration"], known[column], ".", color=colour, alpha=0.2, markersize=3)
         ax.plot(known["iteration"], smooth, color=colour, linewidth=2)
         ax.set(title=title, xlabel="iteration", xlim=(0, history["iteration"].max()))
@@ -175,8 +179,7 @@ def plot_losses(history: pd.DataFrame) -> Figure:
             ax.axvline(border, color=INK, linestyle=":", linewidth=1.2)
             ax.text(border, 0.02, text, ha=side, transform=ax.get_xaxis_transform())
     for column, style in (("aim_inside", "--"), ("aim_outside", ":")):
-        known = history.loc[history[column].notna(), ["iteration", column]]
-        smooth = known[column].rolling(window, min_periods=1, center=True).mean()
+        known, smooth = smoothed(column)
         label = f"{column.removeprefix('aim_')} the mask"
         panels[1].plot(known["iteration"], smooth, style, color=INK, linewidth=1.2, label=label)
     panels[1].legend(loc="upper right", fontsize="small")
