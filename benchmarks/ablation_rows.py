@@ -67,9 +67,12 @@ def of_student(base: Config, field: str) -> int:
 # one branch, its maps summed
 PLAIN = {"branches": ("normality",), "fusion_start": 1.0, "iterations": of_student}
 
+REVERSE = {**PLAIN, "pairs": False, "student": "decoder", "position_prior": False, "position_maps": False}
+
 ROWS = (
     # the parts, one after the other
-    Row("plain", "reverse distillation: good images alone, one branch, no MSN", {**PLAIN, "pairs": False}),
+    Row("plain", "reverse distillation: good images alone, one branch of a decoder, nothing else", REVERSE),
+    Row("good", "the student's normality branch on good images alone", {**PLAIN, "pairs": False}),
     Row("pairs", "the same branch fitted on pairs: NGM, its maps summed", PLAIN),
     Row("ngm", "NGM alone with an MSN", {"branches": ("normality",)}),
     Row("aim", "AIM alone with an MSN", {"branches": ("abnormality",)}),
@@ -81,11 +84,7 @@ ROWS = (
     Row("self", "self-attention alone", {"fusion_attention": ("self",)}),
     Row(FULL, "the configuration as it is"),
     # student and teacher
-    Row("encoder", "a student of the teacher's own structure", {"student": "encoder"}),
-    Row("bottleneck_1", "an embedding as large as the coarsest feature", {"student_bottleneck": 1}),
-    Row("bottleneck_4", "an embedding four times smaller per side", {"student_bottleneck": 4}),
-    Row("width_half", "half the least width of the student", {"student_width": times(0.5)}),
-    Row("width_double", "twice the least width of the student", {"student_width": times(2)}),
+    Row("decoder", "reverse distillation's student", {"student": "decoder"}),
     Row("standardise_always", "teacher channels centred and scaled", {"standardise": "always"}),
     Row("standardise_never", "teacher channels as they are", {"standardise": "never"}),
     # statistics of positions
@@ -98,10 +97,6 @@ ROWS = (
     Row("scales_equal", "all scales with the same weight", {"fusion_scales": "equal"}),
     # losses
     Row("ngm_pixel", "cosine per pixel instead of over the flattened map", {"ngm_form": "pixel"}),
-    Row("aim_hinge", "anomalies pushed to distance 1 and no further", {"aim_form": "hinge"}),
-    Row("aim_inverse", "anomalies pushed as far as they go", {"aim_form": "inverse"}),
-    Row("aim_balanced", "anomalous and normal pixels weigh the same", {"aim_balanced": True}),
-    Row("aim_normal", "abnormality measured against the normal image", {"aim_target": "normal"}),
     # pairs
     Row("illumination", "brightness and contrast varied by a fifth", {"illumination": 0.2}),
     Row("textures_procedural", "procedural anomaly textures", textures="none"),

@@ -7,7 +7,7 @@ All distances are d = 1 - cos per cell of a feature map, in [0, 2], at strides 4
 images are damaged synthetically (32 pairs, fixed seed, opacity at least 0.5); a cell is inside where the mask
 covers at least 0.99 of it, outside where it covers at most 0.01. Columns of the table:
 
-    A_T_in, A_T_out    d(A(x_a), T(x_a)): AIM asks for 1 inside and 0 outside
+    A_T_in, A_T_out    d(A(x_a), T(x_a)): AIM widens it inside and asks for 0 outside
     N_Tn_in            d(N(x_a), T(x_n)) inside: NGM asks for 0
     A_N_in             d(A(x_a), N(x_a)) inside: 0 where A is a copy of N
     T_Tn_in            d(T(x_a), T(x_n)) inside: what restoring alone would give A
@@ -37,7 +37,7 @@ from dmdd_lite.data import load_masks, open_category, open_folder
 from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.device import autocast, resolve_device, unit_range
 from dmdd_lite.images import DataError, load_images
-from dmdd_lite.losses import Features, aim_parts, cosine_distance, distillation_maps, resize_mask
+from dmdd_lite.losses import Features, aim_loss, cosine_distance, distillation_maps, resize_mask
 from dmdd_lite.model import DMDD
 from dmdd_lite.position import mean_features
 from dmdd_lite.synthesis import Pairs, PairSynthesizer, step_generator
@@ -137,8 +137,9 @@ def aim_table(views: PairViews) -> pd.DataFrame:
     clean, damaged = views.clean, views.damaged
     branches = {"A": damaged.abnormality, "A = T": damaged.teacher, "A = N": damaged.normality}
     branches["A = T(x_n)"] = clean.teacher
-    rows = {name: aim_parts(branch, damaged.teacher, views.mask) for name, branch in branches.items()}
-    return pd.DataFrame({n: {"inside": p[0].item(), "outside": p[1].item()} for n, p in rows.items()}).T
+    found = {name: aim_loss(branch, damaged.teacher, views.mask) for name, branch in branches.items()}
+    parts = {name: {"inside": p.inside.item(), "outside": p.outside.item()} for name, p in found.items()}
+    return pd.DataFrame.from_dict(parts, orient="index")
 
 
 def defect_table(model: DMDD, root: Path, category: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from .detector import Detector
 from .files import write_atomically, write_json
 from .weights import load_plain
 
-FORMAT = 2  # of the state and the record; 1 had three losses and position statistics without noise
+FORMAT = 3  # of the state and the record; 2 had other students
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 
 

@@ -65,11 +65,11 @@ class Config:
 
     # student
     student: str = option(
-        "decoder",
-        "authors",
-        "'decoder' = reverse distillation; 'encoder' = a student of the teacher's own structure [ours]; "
-        "'encoder_decoder' = such an encoder, a bottleneck and a decoder with skips [field]",
-        choices=("decoder", "encoder", "encoder_decoder"),
+        "encoder",
+        "ours",
+        "'encoder' = a student of the teacher's own structure, untrained, with the image as input; 'decoder' "
+        "= reverse distillation [authors]",
+        choices=("encoder", "decoder"),
     )
     student_blocks: tuple = option(
         (),
@@ -87,26 +87,6 @@ class Config:
         low=8,
         high=4096,
     )
-    student_depth: int = option(
-        1, "ours", "1x1 convolutions before the split; a summary says 'a series'", low=1, high=8
-    )
-    student_start: str = option(
-        "zero",
-        "ours",
-        "where the branches' batch norm begins: 'zero' = mean 0 and deviation 1, 'statistics' = those of the "
-        "teacher's channels, less the prior where there is one",
-        choices=("zero", "statistics"),
-    )
-    student_norm_relu: bool = option(
-        True, "ours", "batch norm after the decoupling convolution, and ReLU where the teacher is rectified"
-    )
-    student_bottleneck: int = option(
-        2,
-        "authors",
-        "how many times smaller per side the decoder's embedding is than the teacher's coarsest feature: 2 "
-        "as RD4AD; 1 lets more through, 4 less",
-        choices=(1, 2, 4),
-    )
     branches: tuple = option(
         ("normality", "abnormality"),
         "paper",
@@ -119,7 +99,7 @@ class Config:
     position_prior: bool = option(
         True,
         "ours",
-        "the student's outputs begin at the mean of the teacher's features at every position of train/good",
+        "normality features begin at the mean of the teacher's features at every position of train/good",
     )
     position_maps: bool = option(
         True,
@@ -162,22 +142,6 @@ class Config:
         "authors",
         "cosine over the flattened feature map ('flat') or per pixel ('pixel')",
         choices=("flat", "pixel"),
-    )
-    aim_form: str = option(
-        "absolute",
-        "authors",
-        "'absolute' = |distance - M|; 'hinge' and 'inverse' (cosine) widen without a fixed target",
-        choices=("absolute", "hinge", "inverse"),
-    )
-    aim_balanced: bool = option(
-        False, "authors", "anomalous and normal pixels weigh the same in L_AIM, however few the former are"
-    )
-    aim_target: str = option(
-        "anomalous",
-        "authors",
-        "teacher features that L_AIM measures an anomalous image's abnormality features against: its own "
-        "('anomalous') or those of the paired 'normal' image",
-        choices=("anomalous", "normal"),
     )
     aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
 
@@ -285,6 +249,12 @@ class Config:
     fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
     # pairs
+    augment: bool = option(
+        False,
+        "field",
+        "both views of a pair rotated by any angle and mirrored half of the time (DeSTSeg), for parts that "
+        "lie in any pose",
+    )
     illumination: float = option(
         0.0,
         "field",
@@ -374,19 +344,6 @@ class Config:
         if self.image_size % 32:
             nearest = max(64, round(self.image_size / 32) * 32)
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
-        if self.student_bottleneck == 4 and self.image_size % 64:
-            raise ValueError(
-                f"student_bottleneck=4 needs an image_size that is a multiple of 64, got {self.image_size}"
-            )
-        if self.batch_size == 1 and self.image_size == 16 * self.student_bottleneck:
-            raise ValueError(
-                f"batch_size=1 leaves batch norm one value a channel with image_size={self.image_size} and "
-                f"student_bottleneck={self.student_bottleneck}; raise batch_size or image_size"
-            )
-        if self.student_start == "statistics" and not self.student_norm_relu:
-            raise ValueError(
-                "student_start='statistics' sets the batch norm that student_norm_relu=False omits"
-            )
         if len(self.position_pool) != 3:
             raise ValueError(f"position_pool must be three numbers of cells, got {shown(self.position_pool)}")
         if len(self.student_blocks) not in (0, 3):
@@ -417,6 +374,11 @@ class Config:
     def student_iterations(self) -> int:
         """Iterations that train the student; those after them train the segmentation network."""
         return max(round(self.fusion_start * self.iterations), self.iterations - self.fusion_iterations)
+
+    @property
+    def varies(self) -> bool:
+        """Whether training sees its images changed, so that nothing known of an image holds for its view."""
+        return self.augment or self.illumination > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -25,7 +25,7 @@ from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_map
 from .teacher import empty_teacher
 from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 3
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 4
 
 
 class DetectorError(RuntimeError):

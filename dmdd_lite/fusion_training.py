@@ -72,7 +72,7 @@ def fusion_inputs(
     it were a new one; they must have been fitted."""
     kinds = [model.branch_maps(*view) for view in zip(views, features, strict=True)]
     if model.position is not None:
-        same = left_out and not model.config.illumination  # in other light it is another image
+        same = left_out and not model.config.varies  # else it is another image
         positions = model.position.of_views(features, features[0] if same else None)
         kinds = [[*of_view, maps] for of_view, maps in zip(kinds, positions, strict=True)]
     return torch.cat([model.calibration(sum(of_view, ())) for of_view in kinds])

@@ -4,6 +4,8 @@ Symbols: T teacher, N normality and A abnormality features; x_n the normal and x
 pair; M the mask of the anomaly. Features are tuples over scales of (B, C_k, H_k, W_k).
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,64 +39,51 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size, mode="area")[:, 0]
 
 
-def ngm_loss(normality: Features, teacher_normal: Features, form: str = "flat") -> Tensor:
+def ngm_loss(normality: Features, teacher_normal: Features, mask: Tensor, form: str = "flat") -> Tensor:
     """Normality Guidance Modeling: fit N of either view to T(x_n), the paired *normal* image. [paper]
 
-    Sum over scales of 1 - cos, flattened per image ('flat') or per pixel ('pixel'); a scalar in [0, 2 K].
+    Sum over scales of 1 - cos, flattened per image ('flat') [authors] or per pixel ('pixel'), plus the mean
+    of 1 - cos over the anomalous pixels of the batch [ours]: they are few, and there alone N must restore
+    what it does not see. mask (B, H, W) in [0, 1], empty for the normal view; a scalar in [0, 4 K].
     """
-    distance = flat_distance if form == "flat" else lambda n, t: cosine_distance(n, t).mean()
-    return sum(distance(n, t) for n, t in zip(normality, teacher_normal, strict=True))
+    whole = flat_distance if form == "flat" else lambda n, t: cosine_distance(n, t).mean()
+    loss = 0.0
+    for n, t in zip(normality, teacher_normal, strict=True):
+        distance = cosine_distance(n, t)
+        loss = loss + whole(n, t) + _mean_where(distance, resize_mask(mask, distance.shape[1:]))
+    return loss
 
 
-def aim_loss(
-    abnormality: Features,
-    teacher: Features,
-    mask: Tensor,
-    form: str = "absolute",
-    balanced: bool = False,
-) -> Tensor:
+class AimLoss(NamedTuple):
+    """L_AIM and its parts, of which it is the mean: scalars in [0, 2 K] for K scales; K is 3."""
+
+    total: Tensor
+    inside: Tensor
+    outside: Tensor
+
+
+def aim_loss(abnormality: Features, teacher: Features, mask: Tensor) -> AimLoss:
     """Abnormality Inverse Mimicking: A departs from T where M = 1 [paper] and keeps near it elsewhere
-    [summary], both of the *same* view. Called with an empty mask for the normal view.
+    [summary], both of the *same* view.
 
-    mask (B, H, W) in [0, 1]. Sum over scales of the mean penalty: 'absolute' |d - M| [authors]; 'hinge'
-    max(0, 1 - d) and 'inverse' 2 - d in the anomaly, d elsewhere. balanced: the mean of both `aim_parts`, so
-    that the anomalous and the normal pixels of a batch weigh one half each.
-    """
-    if balanced:
-        inside, outside = aim_parts(abnormality, teacher, mask, form)
-        return (inside + outside) / 2
-    return sum(penalty.mean() for penalty, _ in _aim_penalties(abnormality, teacher, mask, form))
-
-
-def aim_parts(
-    abnormality: Features, teacher: Features, mask: Tensor, form: str = "absolute"
-) -> tuple[Tensor, Tensor]:
-    """The penalty of `aim_loss` as a mean over the anomalous pixels and as one over the normal pixels of a
-    batch, either summed over the scales; the first is 0 for an empty mask. [ours]
-
-    Where A copies T the first is near 1 per scale, less for cells that M covers in part, and the second near
-    0. The loss itself can fall while A learns to depart from nothing: most pixels are normal.
+    mask (B, H, W) in [0, 1], empty for the normal view. A cell of which M covers the share m costs |d - m|
+    [authors]. `inside` is the mean cost of the anomalous pixels of a batch, 0 where there are none, `outside`
+    that of the normal ones, either summed over the scales; where A copies T they are near K and 0. Both
+    weigh the same [ours]: most pixels are normal, and with one mean over all of them the loss falls while A
+    departs from nothing.
     """
     inside = outside = 0.0
-    for penalty, share in _aim_penalties(abnormality, teacher, mask, form):
-        inside = inside + (penalty * share).sum() / share.sum().clamp(min=1e-6)
-        outside = outside + (penalty * (1 - share)).sum() / (1 - share).sum().clamp(min=1e-6)
-    return inside, outside
-
-
-def _aim_penalties(abnormality: Features, teacher: Features, mask: Tensor, form: str):
-    """Per scale the penalty and the anomalous share of every cell, both (B, H_k, W_k)."""
     for a, t in zip(abnormality, teacher, strict=True):
         distance = cosine_distance(a, t)
         share = resize_mask(mask, distance.shape[1:])
-        yield _aim_penalty(distance, share, form), share
+        cost = (distance - share).abs()
+        inside, outside = inside + _mean_where(cost, share), outside + _mean_where(cost, 1 - share)
+    return AimLoss((inside + outside) / 2, inside, outside)
 
 
-def _aim_penalty(distance: Tensor, share: Tensor, form: str) -> Tensor:
-    if form == "absolute":
-        return (distance - share).abs()
-    widened = F.relu(1 - distance) if form == "hinge" else 2 - distance
-    return share * widened + (1 - share) * distance
+def _mean_where(values: Tensor, share: Tensor) -> Tensor:
+    """Mean of values weighted by shares, both (B, H, W); 0 where there are none."""
+    return (values * share).sum() / share.sum().clamp(min=1e-6)
 
 
 def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:

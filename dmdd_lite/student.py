@@ -1,8 +1,9 @@
-"""The student of DMDD: a decoder (or encoder) whose features are decoupled at every scale.
+"""The student of DMDD: a network whose features are decoupled at every scale.
 
-The dual-branch decoupling is the paper's [paper]; that a 1x1 convolution widens C to 2C channels which are
-then split in halves is a summary's [summary]; the reverse-distillation decoder around it is the one that
-the same authors' published code uses [authors], here sized from any teacher [ours].
+The dual-branch decoupling is the paper's [paper]; that 1x1 convolutions widen C to 2C channels which are
+then split in halves is a summary's [summary]. The network before it is an encoder of the teacher's own
+structure [ours], or the decoder of reverse distillation that the same authors' published code uses
+[authors], sized from any teacher [ours].
 
 Legend: B images, C_k channels, H_k x W_k pixels of scale k (strides 4, 8, 16).
 """
@@ -77,10 +78,10 @@ class Bottleneck(nn.Module):
     """RD4AD's multi-scale feature fusion and one-class embedding. [authors]
 
     forward: features (B, C_k, H_k, W_k), k = 1, 2, 3 -> embedding (B, 2 C_3, H_3 / 2, W_3 / 2): too small to
-    carry what was not in the training images. `factor` 1 or 4 instead of 2 is for experiments [ours].
+    carry what was not in the training images.
     """
 
-    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], wide: bool, factor: int = 2):
+    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], wide: bool):
         super().__init__()
         self.down = nn.ModuleList()
         for k in range(len(channels)):
@@ -88,50 +89,61 @@ class Bottleneck(nn.Module):
             steps = [conv_norm(a, b, 3, 2) for a, b in pairwise(sizes)]
             self.down.append(nn.Sequential(*steps))
         fused = sum(widths[-1] for _ in channels[:-1]) + channels[-1]
-        self.embed = stage(fused, 2 * widths[-1], 3, 1 if factor == 1 else 0.5, wide)
-        if factor == 4:
-            self.embed.append(ResidualBlock(2 * widths[-1], 2 * widths[-1], 0.5, wide))
+        self.embed = stage(fused, 2 * widths[-1], 3, 0.5, wide)
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         aligned = [down(f) for down, f in zip(self.down, features, strict=True)]
-        return self.embed(torch.cat(aligned, dim=1))  # B, 2 C_3, H_3 / factor, W_3 / factor
+        return self.embed(torch.cat(aligned, dim=1))  # B, 2 C_3, H_3 / 2, W_3 / 2
 
 
 class Decoupling(nn.Module):
     """1x1 convolutions from the student's to twice the teacher's channels, split in halves. [summary]
 
     forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
-    capacity. `depth` of the convolutions, batch norm, ReLU where the teacher is rectified, and the prior, are
-    ours; with `branches` = 1 nothing is split. prior: side H of a map (1, C, H, H) added to either half
-    before the ReLU, zero until it is set; 0 = none.
+    capacity. Two convolutions, batch norm, ReLU where the teacher is rectified, and the prior, are ours;
+    with `branches` = 1 nothing is split. prior: side H of a map (1, C, H, H) added to the first half before
+    the ReLU, zero until it is set; 0 = none.
     """
 
-    def __init__(
-        self,
-        width: int,
-        channels: int,
-        rectified: bool,
-        norm_relu: bool,
-        branches: int = 2,
-        prior: int = 0,
-        depth: int = 1,
-    ):
+    def __init__(self, width: int, channels: int, rectified: bool, branches: int = 2, prior: int = 0):
         super().__init__()
         self.branches = branches
-        widths = (width, *[branches * max(width, channels)] * (depth - 1))
-        layers = [conv_norm(a, b, 1) for a, b in pairwise(widths)]
-        layers.append(nn.Conv2d(widths[-1], branches * channels, 1, bias=not norm_relu))
-        if norm_relu:
-            layers.append(nn.BatchNorm2d(branches * channels))
-        self.expand = nn.Sequential(*layers)
-        self.last = nn.ReLU() if norm_relu and rectified else nn.Identity()
+        middle = branches * max(width, channels)
+        self.expand = nn.Sequential(
+            conv_norm(width, middle, 1), *conv_norm(middle, branches * channels, 1, relu=False)
+        )
+        self.last = nn.ReLU() if rectified else nn.Identity()
         self.register_buffer("prior", torch.zeros(1, channels, prior, prior) if prior else None)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
         halves = self.expand(feature).chunk(self.branches, dim=1)
         if self.prior is not None:
-            halves = tuple(half + self.prior.to(half.dtype) for half in halves)
+            halves = (halves[0] + self.prior.to(halves[0].dtype), *halves[1:])
         return tuple(self.last(half) for half in halves)
+
+
+class EncoderStudent(nn.Module):
+    """A student of the teacher's own structure, as the abstract's criticism of structural differences
+    suggests [ours]: the image in, an untrained network like the teacher's, the decoupling at every scale.
+
+    forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
+    """
+
+    def __init__(
+        self,
+        info: FeatureInfo,
+        name: str,
+        options: dict | None = None,
+        branches=BRANCHES,
+        prior: int = 0,
+    ):
+        super().__init__()
+        self.branches = branches
+        self.network = untrained_network(name, options)
+        self.decouple = _decouplings(info.channels, info, branches, prior)
+
+    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
+        return _decouple(self.decouple, self.network(2 * images - 1), self.branches)
 
 
 class DecoderStudent(nn.Module):
@@ -147,102 +159,24 @@ class DecoderStudent(nn.Module):
         info: FeatureInfo,
         blocks=(2, 2, 2),
         width: int = 64,
-        norm_relu: bool = True,
-        bottleneck: int = 2,
         branches=BRANCHES,
         prior: int = 0,
-        depth: int = 1,
     ):
         super().__init__()
         self.branches = branches
         widths = tuple(max(c, width) for c in info.channels)
-        self.bottleneck, self.stages = _decoder(info, widths, blocks, bottleneck)
-        embedded = 2 * widths[2]
-        enlarge = bottleneck == 4
-        self.enlarge = ResidualBlock(embedded, embedded, 2, is_wide(info)) if enlarge else nn.Identity()
-        self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
+        wide, inputs = is_wide(info), (2 * widths[2], widths[2], widths[1])
+        self.bottleneck = Bottleneck(info.channels, widths, wide)
+        sizes = zip(inputs, reversed(widths), blocks, strict=True)
+        self.stages = nn.ModuleList(stage(i, o, n, 2, wide) for i, o, n in sizes)  # coarse to fine
+        self.decouple = _decouplings(widths, info, branches, prior)
 
     def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
-        hidden, unsplit = self.enlarge(self.bottleneck(features)), []
+        hidden, unsplit = self.bottleneck(features), []
         for decode in self.stages:
             hidden = decode(hidden)  # doubles H, W
             unsplit.append(hidden)
         return _decouple(self.decouple, reversed(unsplit), self.branches)
-
-
-class EncoderStudent(nn.Module):
-    """A student of the teacher's own structure, as the abstract's criticism of structural differences
-    suggests [ours]: the image in, one untrained copy of the teacher, the same decoupling.
-
-    forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
-    """
-
-    def __init__(
-        self,
-        info: FeatureInfo,
-        name: str,
-        options: dict | None = None,
-        norm_relu: bool = True,
-        branches=BRANCHES,
-        prior: int = 0,
-        depth: int = 1,
-    ):
-        super().__init__()
-        self.branches = branches
-        self.network = untrained_network(name, options)
-        self.decouple = _decouplings(info.channels, info, norm_relu, branches, prior, depth)
-
-    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
-        return _decouple(self.decouple, self.network(2 * images - 1), self.branches)
-
-
-class EncoderDecoderStudent(nn.Module):
-    """The image in, an untrained copy of the teacher as encoder, the decoder's bottleneck and stages, and the
-    encoder's features beside each stage. An encoder-decoder is DeSTSeg's student [field]; the skips are ours:
-    abnormality features must follow the teacher at every normal pixel, right up to the anomaly.
-
-    forward: images (B, 3, H, W) in [0, 1], teacher features (unused) -> StudentOutput.
-    """
-
-    def __init__(
-        self,
-        info: FeatureInfo,
-        name: str,
-        options: dict | None = None,
-        blocks=(2, 2, 2),
-        width: int = 64,
-        norm_relu: bool = True,
-        branches=BRANCHES,
-        prior: int = 0,
-        depth: int = 1,
-    ):
-        super().__init__()
-        self.branches = branches
-        self.network = untrained_network(name, options)
-        widths = tuple(max(c, width) for c in info.channels)
-        self.bottleneck, self.stages = _decoder(info, widths, blocks)
-        skips = zip(reversed(info.channels), reversed(widths), strict=True)
-        self.merge = nn.ModuleList(conv_norm(c + w, w) for c, w in skips)
-        self.decouple = _decouplings(widths, info, norm_relu, branches, prior, depth)
-
-    def forward(self, images: Tensor, features: tuple[Tensor, ...]) -> StudentOutput:
-        encoded = self.network(2 * images - 1)
-        hidden, unsplit = self.bottleneck(encoded), []
-        for decode, merge, own in zip(self.stages, self.merge, reversed(encoded), strict=True):
-            hidden = merge(torch.cat((own, decode(hidden)), dim=1))
-            unsplit.append(hidden)
-        return _decouple(self.decouple, reversed(unsplit), self.branches)
-
-
-def _decoder(info: FeatureInfo, widths, blocks, bottleneck: int = 2) -> tuple[Bottleneck, nn.ModuleList]:
-    """The bottleneck and the stages from coarse to fine, of these widths; each stage doubles the resolution,
-    the first one only if the bottleneck has halved it."""
-    wide = is_wide(info)
-    squeeze = Bottleneck(info.channels, widths, wide, bottleneck)
-    inputs = (2 * widths[2], widths[2], widths[1])
-    scales = (1 if bottleneck == 1 else 2, 2, 2)
-    coarse_to_fine = zip(inputs, reversed(widths), blocks, scales, strict=True)
-    return squeeze, nn.ModuleList(stage(i, o, n, s, wide) for i, o, n, s in coarse_to_fine)
 
 
 def is_standardised(config, info: FeatureInfo) -> bool:
@@ -250,33 +184,37 @@ def is_standardised(config, info: FeatureInfo) -> bool:
     return config.standardise == "always" or (config.standardise == "rectified" and all(info.rectified))
 
 
+def has_prior(config) -> bool:
+    """Whether the student has a normality branch that begins at a prior."""
+    return config.position_prior and "normality" in config.branches
+
+
 def is_wide(info: FeatureInfo) -> bool:
     """Whether the teacher's own blocks are (wide) bottlenecks, to be mirrored, as a ResNet-50's are."""
     return info.channels[0] >= 256
 
 
-def _decouplings(widths, info: FeatureInfo, norm_relu, branches, prior: int, depth: int) -> nn.ModuleList:
+def _decouplings(widths, info: FeatureInfo, branches, prior: int) -> nn.ModuleList:
     sizes = zip(widths, info.channels, info.rectified, info.strides, strict=True)
-    count = len(branches)
-    return nn.ModuleList(Decoupling(w, c, r, norm_relu, count, prior // s, depth) for w, c, r, s in sizes)
+    return nn.ModuleList(Decoupling(w, c, r, len(branches), prior // s) for w, c, r, s in sizes)
 
 
-def start_at_statistics(student: nn.Module, means: Features, spreads: Features):
-    """Let every channel of both branches begin with a mean and a standard deviation, per scale (C_k,) each:
-    those of the teacher's features, or of what they differ from the prior by. [ours]
+def start_at_statistics(student: nn.Module, *moments: tuple[Features, Features]):
+    """Let every channel of each branch, in their order, begin with a mean and a standard deviation, per scale
+    (C_k,) each: those of the teacher's features, or of what they differ from the prior by. [ours]
 
     Batch norm begins at 0 and 1. From there the learning rate cannot reach features of another size within
-    a short training, and a branch stays at its prior.
+    a short training.
     """
-    for decoupling, mean, spread in zip(student.decouple, means, spreads, strict=True):
+    for k, decoupling in enumerate(student.decouple):
         norm = decoupling.expand[-1]
-        norm.bias.data.copy_(mean.repeat(decoupling.branches))
-        norm.weight.data.copy_(spread.repeat(decoupling.branches))
+        norm.bias.data.copy_(torch.cat([means[k] for means, _ in moments]))
+        norm.weight.data.copy_(torch.cat([spreads[k] for _, spreads in moments]))
 
 
 def set_prior(student: nn.Module, means: Features):
-    """Let both branches begin at these features, per scale (1, C_k, H_k, W_k), what they have learned being
-    what is added. [ours]"""
+    """Let the normality branch begin at these features, per scale (1, C_k, H_k, W_k), what it has learned
+    being what is added. [ours]"""
     for decoupling, mean in zip(student.decouple, means, strict=True):
         decoupling.prior.copy_(mean)
 
@@ -294,14 +232,9 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
         info = info._replace(rectified=(False,) * len(info.channels))
     blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
     common = {
-        "norm_relu": config.student_norm_relu,
-        "branches": config.branches,
-        "prior": config.image_size if config.position_prior else 0,
-        "depth": config.student_depth,
+        "branches": tuple(name for name in BRANCHES if name in config.branches),
+        "prior": config.image_size if has_prior(config) else 0,
     }
     if config.student == "encoder":
         return EncoderStudent(info, config.teacher, config.teacher_options, **common)
-    if config.student == "encoder_decoder":
-        sizes = {"blocks": blocks, "width": config.student_width}
-        return EncoderDecoderStudent(info, config.teacher, config.teacher_options, **sizes, **common)
-    return DecoderStudent(info, blocks, config.student_width, bottleneck=config.student_bottleneck, **common)
+    return DecoderStudent(info, blocks, config.student_width, **common)

@@ -18,10 +18,10 @@ from .checkpoints import FORMAT, TrainingError
 from .config import Config, differences
 from .device import autocast, keep_freed_memory, precision_of, send
 from .fusion_training import fusion_inputs, fusion_loss
-from .losses import Features, aim_loss, aim_parts, ngm_loss
+from .losses import AimLoss, Features, aim_loss, ngm_loss
 from .model import DMDD
 from .position import channel_moments, mean_features
-from .student import set_prior, start_at_statistics
+from .student import has_prior, set_prior, start_at_statistics
 from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
@@ -31,7 +31,7 @@ LEVEL_IMAGES = 128  # of the training, at most, from which stage 2 takes the lev
 
 class Losses(NamedTuple):
     """Scalars of one iteration; msn is NaN in stage 1, the others in stage 2. aim_inside and aim_outside are
-    the `aim_parts` of the anomalous view."""
+    the parts of L_AIM of the anomalous view."""
 
     ngm: Tensor
     aim: Tensor
@@ -41,12 +41,10 @@ class Losses(NamedTuple):
 
 
 class ViewLosses(NamedTuple):
-    """Of one view: L_NGM, L_AIM and the `aim_parts`, 0 for a branch that is not there."""
+    """Of one view: L_NGM and L_AIM, 0 for a branch that is not there."""
 
     ngm: Tensor
-    aim: Tensor
-    inside: Tensor
-    outside: Tensor
+    aim: AimLoss
 
 
 class Distillation(nn.Module):
@@ -68,15 +66,13 @@ class Distillation(nn.Module):
         seen = tuple(f.float() for f in seen)
         normal = seen if same else tuple(f.float() for f in normal)
         normality, abnormality = (tuple(f.float() for f in branch) for branch in output)
-        ngm = aim = inside = outside = torch.zeros((), device=images.device)
+        ngm = torch.zeros((), device=images.device)
+        aim = AimLoss(ngm, ngm, ngm)
         if normality:
-            ngm = ngm_loss(normality, normal, config.ngm_form)
+            ngm = ngm_loss(normality, normal, mask, config.ngm_form)
         if abnormality:
-            target = seen if config.aim_target == "anomalous" else normal
-            aim = aim_loss(abnormality, target, mask, config.aim_form, config.aim_balanced)
-            with torch.no_grad():
-                inside, outside = aim_parts(abnormality, target, mask, config.aim_form)
-        return ViewLosses(ngm, aim, inside, outside)
+            aim = aim_loss(abnormality, seen, mask)
+        return ViewLosses(ngm, aim)
 
 
 class Trainer:
@@ -96,7 +92,7 @@ class Trainer:
         self.networks = self._networks()
         self.untried = {False, True} if config.compile else set()  # stages (fusing?) yet to be compiled
         self.known = known_features(config, model.teacher, data)
-        learn_positions(config, model, data, self.known)
+        start_model(config, model, data, self.known)
         self.iteration = 0
         self.seconds = 0.0
         self.history: list[list[float]] = []
@@ -109,7 +105,7 @@ class Trainer:
     def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
         """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
         teacher = self.networks["teacher"]
-        if self.known is None or index is None or self.config.illumination:
+        if self.known is None or index is None or self.config.varies:
             together = torch.cat(views).contiguous(memory_format=torch.channels_last)
             features = [f.chunk(len(views)) for f in teacher(together)]
             return [tuple(f[view] for f in features) for view in range(len(views))]
@@ -137,10 +133,10 @@ class Trainer:
             with autocast(self.device, self.config.precision):
                 view = self.networks["distillation"](images, seen, teacher[0], mask)
             if learn:
-                (view.ngm + self.config.aim_weight * view.aim).backward()
+                (view.ngm + self.config.aim_weight * view.aim.total).backward()
             found.append(view)
-        ngm, aim = sum(view.ngm for view in found), sum(view.aim for view in found)
-        return Losses(ngm, aim, self._unknown(), found[-1].inside, found[-1].outside)
+        ngm, aim = sum(view.ngm for view in found), sum(view.aim.total for view in found)
+        return Losses(ngm, aim, self._unknown(), found[-1].aim.inside, found[-1].aim.outside)
 
     def _fusion_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
         config, views = self.config, [pairs.normal, fusion_view(pairs, self.config, self.iteration)]
@@ -170,7 +166,7 @@ class Trainer:
             held_out = self.data.held_out
             if len(held_out):
                 self.model.calibrate(held_out)
-            self.model.calibrate(images, not self.config.illumination, shares=not len(held_out))
+            self.model.calibrate(images, not self.config.varies, shares=not len(held_out))
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the network that learns in this stage."""
@@ -281,8 +277,9 @@ def known_features(config: Config, teacher: Teacher, data: TrainingData) -> tupl
     return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
 
 
-def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Features | None):
-    """Fit what the model knows of positions, the student's prior and the statistics, to train/good."""
+def start_model(config: Config, model: DMDD, data: TrainingData, known: Features | None):
+    """What the model knows of train/good before the first step: the prior, the channels' statistics with
+    which either branch begins, and the statistics of positions. [ours]"""
 
     def batches():
         if known is not None:
@@ -293,11 +290,11 @@ def learn_positions(config: Config, model: DMDD, data: TrainingData, known: Feat
                 features = next(model.teacher.stream(images))
             yield features
 
-    means = mean_features(batches()) if config.position_prior else None
+    means = mean_features(batches()) if has_prior(config) else None
     if means:
         set_prior(model.student, means)
-    if config.student_start == "statistics":
-        start_at_statistics(model.student, *channel_moments(batches(), means))
+    left = [means if branch == "normality" else None for branch in model.student.branches]
+    start_at_statistics(model.student, *(channel_moments(batches(), prior) for prior in left))
     if model.position is not None:
         model.position.fit(batches, model.position.arithmetic_noise(model.teacher, data.images))
 

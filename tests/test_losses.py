@@ -1,5 +1,6 @@
 """Losses against naive loops over pixels, and known answers."""
 
+import itertools
 import math
 
 import pytest
@@ -31,76 +32,71 @@ def mask():
     return mask
 
 
+def cells(feature, mask):
+    """Every cell (b, y, x) of a feature with the share of it that the mask covers."""
+    images, _, height, width = feature.shape
+    side = mask.shape[1] // height
+    for b, y, x in itertools.product(range(images), range(height), range(width)):
+        yield (b, y, x), mask[b, y * side : (y + 1) * side, x * side : (x + 1) * side].mean().item()
+
+
+def weighted(pairs) -> float:
+    """Mean of values by weights; pairs of both."""
+    pairs = list(pairs)
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+
+
 @pytest.mark.parametrize("form", ["flat", "pixel"])
-def test_ngm_equals_the_loop(form):
+def test_ngm_equals_the_loop(form, mask):
     normality, teacher = features(0), features(1)
     expected = 0.0
     for n, t in zip(normality, teacher, strict=True):
-        images, _, height, width = n.shape
+        distances = [(loop_distance(n, t, *place), share) for place, share in cells(n, mask)]
         if form == "flat":
-            expected += (
-                sum(1 - cosine(n[b].flatten().tolist(), t[b].flatten().tolist()) for b in range(2)) / 2
-            )
+            expected += sum(1 - cosine(n[b].flatten().tolist(), t[b].flatten().tolist()) for b in (0, 1)) / 2
         else:
-            places = [(b, y, x) for b in range(images) for y in range(height) for x in range(width)]
-            expected += sum(loop_distance(n, t, *p) for p in places) / len(places)
-    assert losses.ngm_loss(normality, teacher, form).item() == pytest.approx(expected, abs=1e-5)
+            expected += sum(d for d, _ in distances) / len(distances)
+        expected += weighted(distances)
+    assert losses.ngm_loss(normality, teacher, mask, form).item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["absolute", "hinge", "inverse"])
-@pytest.mark.parametrize("balanced", [False, True])
-def test_aim_equals_the_loop(form, balanced, mask):
+def test_aim_equals_the_loop(mask):
     abnormality, teacher = features(2), features(3)
-    expected = 0.0
+    inside = outside = 0.0
     for a, t in zip(abnormality, teacher, strict=True):
-        cell = 8 // a.shape[2]
-        sums, weights = [0.0, 0.0], [0.0, 0.0]
-        for b in range(2):
-            for y in range(a.shape[2]):
-                for x in range(a.shape[3]):
-                    block = mask[b, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
-                    share, d = block.mean().item(), loop_distance(a, t, b, y, x)
-                    far = {"hinge": max(0, 1 - d), "inverse": 2 - d}.get(form)
-                    penalty = abs(d - share) if far is None else share * far + (1 - share) * d
-                    for side, weight in enumerate((1 - share, share)):
-                        sums[side] += weight * penalty
-                        weights[side] += weight
-        if balanced:
-            expected += (sums[0] / weights[0] + sums[1] / weights[1]) / 2
-        else:
-            expected += sum(sums) / sum(weights)
-    found = losses.aim_loss(abnormality, teacher, mask, form, balanced).item()
-    assert found == pytest.approx(expected, abs=1e-5)
+        found = [(loop_distance(a, t, *place), share) for place, share in cells(a, mask)]
+        costs = [(abs(d - share), share) for d, share in found]
+        inside += weighted(costs)
+        outside += weighted((cost, 1 - share) for cost, share in costs)
+    loss = losses.aim_loss(abnormality, teacher, mask)
+    assert loss.inside.item() == pytest.approx(inside, abs=1e-5)
+    assert loss.outside.item() == pytest.approx(outside, abs=1e-5)
+    assert loss.total.item() == pytest.approx((inside + outside) / 2, abs=1e-5)
 
 
-def test_parts_of_aim_for_trivial_branches(mask):
-    """A copy of T misses the target by M in the anomaly alone, one that is orthogonal there by nothing."""
+def test_aim_of_trivial_branches(mask):
+    """A copy of T misses the target by 1 in the anomaly alone, what is orthogonal to T outside alone, and
+    what is either where it should be nowhere."""
     (teacher,) = features(6, ((2, 8),))
     turned = torch.stack((-teacher[:, 1], teacher[:, 0]), dim=1)
-    binary = (mask > 0).float()
-    departed = torch.where(binary[:, None] > 0, turned, teacher)
+    departed = torch.where(mask[:, None] > 0, turned, teacher)
     for abnormality, expected in ((teacher, (1, 0)), (turned, (0, 1)), (departed, (0, 0))):
-        parts = losses.aim_parts((abnormality,), (teacher,), binary)
-        torch.testing.assert_close(torch.stack(parts), torch.tensor(expected).float(), atol=1e-5, rtol=0)
+        loss = losses.aim_loss((abnormality,), (teacher,), mask)
+        torch.testing.assert_close(torch.stack(loss[1:]), torch.tensor(expected).float(), atol=1e-5, rtol=0)
 
 
-def test_aim_of_an_empty_mask_is_the_mean_distance_in_every_form():
-    abnormality, teacher = features(4), features(5)
-    expected = sum(d.mean() for d in losses.distillation_maps(abnormality, teacher))
-    empty = torch.zeros(2, 8, 8)
-    for form in ("absolute", "hinge", "inverse"):
-        torch.testing.assert_close(losses.aim_loss(abnormality, teacher, empty, form), expected)
-    balanced = losses.aim_loss(abnormality, teacher, empty, balanced=True)
-    torch.testing.assert_close(balanced, expected / 2)
+def test_an_empty_mask_asks_for_no_anomaly():
+    student, teacher, empty = features(4), features(5), torch.zeros(2, 8, 8)
+    mean = sum(d.mean() for d in losses.distillation_maps(student, teacher))
+    loss = losses.aim_loss(student, teacher, empty)
+    assert loss.inside == 0
+    torch.testing.assert_close(loss.outside, mean)
+    torch.testing.assert_close(losses.ngm_loss(student, teacher, empty, "pixel"), mean)
 
 
-def test_what_minimises_the_losses(mask):
-    """NGM is 0 for a scaled copy; AIM 'absolute' is 0 where A is orthogonal to T in the anomaly alone."""
+def test_ngm_of_a_scaled_copy_is_zero(mask):
     (teacher,) = features(6, ((2, 8),))
-    assert losses.ngm_loss((3 * teacher,), (teacher,)).abs() < 1e-6
-    turned = torch.stack((-teacher[:, 1], teacher[:, 0]), dim=1)
-    abnormality = torch.where(mask[:, None] > 0, turned, teacher)
-    assert losses.aim_loss((abnormality,), (teacher,), mask).abs() < 1e-6
+    assert losses.ngm_loss((3 * teacher,), (teacher,), mask).abs() < 1e-6
 
 
 def test_zero_features_give_distance_one_and_finite_gradients():

@@ -23,8 +23,7 @@ def test_decoupling_names_every_step_within_the_page(tmp_path):
     drawn = " ".join(text.get_text() for text in texts)
     for step in (
         "frozen teacher",
-        "bottle",
-        "decoder",
+        "student",
         "$C_k$ to $2C_k$",
         "$N_k$",
         "$A_k$",

@@ -334,19 +334,18 @@ def test_mean_features_are_the_mean_of_all():
 
 
 @pytest.mark.parametrize("rectified", [False, True])
-@pytest.mark.parametrize("norm_relu", [False, True])
-def test_a_student_that_adds_nothing_gives_the_prior(rectified, norm_relu):
+def test_a_student_that_adds_nothing_gives_the_prior(rectified):
     info = INFO._replace(rectified=(rectified,) * 3)
-    student = DecoderStudent(info, (1, 1, 1), 16, norm_relu, prior=32).eval()
+    student = DecoderStudent(info, (1, 1, 1), 16, prior=32).eval()
     means = tuple(f.abs() if rectified else f for f in mean_features([good(3)]))
     set_prior(student, means)
     for decoupling in student.decouple:
-        for parameter in decoupling.expand[0].parameters():
+        for parameter in decoupling.expand[-1].parameters():
             torch.nn.init.zeros_(parameter)
     output = student(None, good(2))
-    for branch in output:
-        for found, mean in zip(branch, means, strict=True):
-            assert torch.equal(found, mean.expand_as(found))
+    for found, mean in zip(output.normality, means, strict=True):
+        assert torch.equal(found, mean.expand_as(found))
+    assert not any(f.any() for f in output.abnormality)  # which has no prior
 
 
 @pytest.mark.parametrize("with_prior", [False, True])
@@ -360,14 +359,15 @@ def test_branches_begin_with_the_mean_and_the_deviation_of_every_channel(with_pr
         torch.testing.assert_close(means[k], f.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(spreads[k], f.std((0, 2, 3), correction=0), atol=1e-4, rtol=1e-4)
     student = DecoderStudent(teacher, (1, 1, 1), 16).train()
-    start_at_statistics(student, means, spreads)
-    for branch in student(None, known):  # batch norm sees this batch alone
-        for k, found in enumerate(branch):
-            torch.testing.assert_close(found.mean((0, 2, 3)), means[k], atol=1e-4, rtol=1e-3)
-            torch.testing.assert_close(found.std((0, 2, 3), correction=0), spreads[k], atol=1e-2, rtol=1e-2)
+    other = tuple(-m for m in means), tuple(2 * s for s in spreads)
+    start_at_statistics(student, (means, spreads), other)
+    for branch, (mean, spread) in zip(student(None, known), ((means, spreads), other), strict=True):
+        for k, found in enumerate(branch):  # batch norm sees this batch alone
+            torch.testing.assert_close(found.mean((0, 2, 3)), mean[k], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(found.std((0, 2, 3), correction=0), spread[k], atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("student", ["decoder", "encoder", "encoder_decoder"])
+@pytest.mark.parametrize("student", ["encoder", "decoder"])
 def test_the_prior_is_added_to_what_was_learned(student):
     teacher = build_teacher("test_resnet", "random")
     with_prior, without = (
@@ -378,11 +378,11 @@ def test_the_prior_is_added_to_what_was_learned(student):
     features = teacher(images)
     means = tuple(torch.randn(1, *f.shape[1:]) for f in features)
     set_prior(with_prior.student, means)
-    for one, other in zip(
-        with_prior.student(images, features), without.student(images, features), strict=True
-    ):
-        for found, learned, mean in zip(one, other, means, strict=True):
-            torch.testing.assert_close(found, learned + mean)
+    one, other = with_prior.student(images, features), without.student(images, features)
+    for found, learned, mean in zip(one.normality, other.normality, means, strict=True):
+        torch.testing.assert_close(found, learned + mean)
+    for found, learned in zip(one.abnormality, other.abnormality, strict=True):
+        torch.testing.assert_close(found, learned)
     usual = usual_distances(with_prior.student, features)
     for found, mean, f in zip(usual, means, features, strict=True):
         torch.testing.assert_close(found, cosine_distance(mean.expand_as(f), f))

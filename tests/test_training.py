@@ -1,5 +1,6 @@
 """Training: resumed runs, atomic checkpoints, clear stops, the frozen teacher, an unopened test split."""
 
+import copy
 import os
 import shutil
 import signal
@@ -21,7 +22,6 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.fusion_training import fusion_inputs, fusion_loss
 from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
-from dmdd_lite.student import set_prior
 from dmdd_lite.synthesis import step_generator
 from dmdd_lite.teacher import TeacherError, build_teacher
 from dmdd_lite.training import (
@@ -120,15 +120,17 @@ def test_another_or_a_broken_finished_run_is_refused_by_name(root, tmp_path):
         train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
 
 
-def test_plain_distillation_fits_the_normal_view_alone(root):
-    config = tiny_config(branches=("normality",), pairs=False, fusion_start=1.0)
+def a_trainer(root, **changes) -> Trainer:
+    config = tiny_config(**changes)
     teacher = build_teacher(config.teacher, config.teacher_weights)
-    trainer = Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
-    pairs = trainer.pairs.batch(0)
+    return Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
+
+
+def test_plain_distillation_fits_the_normal_view_alone(root):
+    trainer = a_trainer(root, branches=("normality",), pairs=False, fusion_start=1.0)
+    model, pairs = copy.deepcopy(trainer.model), trainer.pairs.batch(0)
     losses = trainer.losses(pairs)
-    features, model = teacher(pairs.normal), build_model(config, teacher).train()
-    whole = teacher(trainer.data.images.float() / 255)
-    set_prior(model.student, tuple(f.mean(0, keepdim=True) for f in whole))
+    features = model.teacher(pairs.normal)
     student = model.student(pairs.normal, features)
     expected = sum(flat_distance(n, t) for n, t in zip(student.normality, features, strict=True))
     assert losses.ngm.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -476,7 +478,7 @@ def test_bf16_stays_near_float32(root):
         train(tiny_config(precision=p), root, "lever", device="cpu", progress=False)
         for p in ("bf16", "float32")
     )
-    assert not torch.equal(*(r.detector.model.student.stages[0][0].skip[0].weight for r in (low, full)))
+    assert not torch.equal(*(r.detector.model.student.decouple[0].expand[-2].weight for r in (low, full)))
     numpy.testing.assert_allclose(low.history["ngm"], full.history["ngm"], rtol=0.05)
     image = next((root / "lever/test/good").glob("*.png"))
     a, b = low.detector.predict(image).fused, full.detector.predict(image).fused

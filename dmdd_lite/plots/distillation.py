@@ -19,36 +19,30 @@ ZONE_COLOURS = {"centre": "#d7301f", "edge": "#fdae61", "rim": "#4393c3"}
 
 @styled
 def plot_decoupling() -> Figure:
-    """The student of DMDD drawn as boxes: teacher, bottleneck, decoder, the 1x1 convolution that widens, the
-    split, and what either half is compared with."""
+    """The student of DMDD drawn as boxes: frozen teacher and student of one structure, the 1x1 convolutions
+    that widen, the split, and what either half is compared with."""
     fig = new_figure(WIDTH, 2.75, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 19.6), ylim=(0.1, 5.9))
     ax.set_axis_off()
     _box(ax, 0.2, 2.9, 1.3, 1.2, "image\n$x$", "#eeeeee")
-    _trapezoid(ax, 2.0, 4.6, 3.0, 1.5, "frozen teacher\n$T_1, T_2, T_3$", "#d9d9d9")
-    _box(ax, 5.1, 2.8, 1.5, 1.4, "bottle-\nneck", "#c9b8dc")
-    _trapezoid(ax, 7.1, 9.4, 1.5, 3.0, "decoder\nstage $k$", "#dfd5ea")
-    _box(ax, 9.9, 2.0, 1.7, 3.0, "1×1\nconv\n$C_k$ to $2C_k$", "#eeeeee")
-    _box(ax, 12.1, 3.7, 1.1, 1.3, "$N_k$", GOOD, "white")
-    _box(ax, 12.1, 2.0, 1.1, 1.3, "$A_k$", ANOMALOUS, "white")
-    for start, end in ((1.5, 2.0), (4.6, 5.1), (6.6, 7.1), (9.4, 9.9)):
-        _arrow(ax, (start, 3.5), (end, 3.5))
-    for y in (4.35, 2.65):
-        _arrow(ax, (11.6, y), (12.1, y))
-        _arrow(ax, (13.2, y), (14.0, y), "<->")
-    _comparison(ax, 4.0, "$T_k(x_n)$", "NGM: close\neverywhere", GOOD)
-    _comparison(ax, 1.6, "$T_k(x_a)$", "AIM: close outside $M$,\nfar inside", ANOMALOUS)
-    ax.annotate(
-        "the unsplit feature\ngoes on to stage $k-1$",
-        (8.3, 2.3),
-        (8.3, 0.65),
-        ha="center",
-        va="center",
-        fontsize=10,
-        arrowprops={"arrowstyle": "<|-", "color": INK, "linestyle": "--", "shrinkB": 2},
-    )
-    ax.text(12.65, 5.3, "split", ha="center", va="bottom", fontsize=10)
+    _trapezoid(ax, (2.6, 6.0), 4.75, "frozen teacher\n$T_1, T_2, T_3$", "#d9d9d9")
+    _trapezoid(ax, (2.6, 6.0), 2.0, "student,\nuntrained at first", "#dfd5ea")
+    _box(ax, 7.0, 1.1, 2.6, 1.8, "1×1 convs\n$C_k$ to $2C_k$", "#eeeeee")
+    _box(ax, 10.3, 2.35, 1.1, 1.2, "$N_k$", GOOD, "white")
+    _box(ax, 10.3, 0.55, 1.1, 1.2, "$A_k$", ANOMALOUS, "white")
+    _arrow(ax, (1.5, 3.7), (2.6, 4.75))
+    _arrow(ax, (1.5, 3.3), (2.6, 2.0))
+    _arrow(ax, (6.0, 2.0), (7.0, 2.0))
+    for y in (2.95, 1.15):
+        _arrow(ax, (9.6, 2.0), (10.3, y))
+        _arrow(ax, (11.4, y), (13.0, y), "<->")
+    _comparison(ax, 13.0, 2.35, "$T_k(x_n)$", "NGM: close to\nthe good part", GOOD)
+    _comparison(ax, 13.0, 0.55, "$T_k(x_a)$", "AIM: close outside\n$M$, far inside", ANOMALOUS)
+    along = {"arrowstyle": "-|>", "linestyle": "--", "connectionstyle": "angle,angleA=0,angleB=90"}
+    ax.annotate("", (13.9, 3.6), (6.0, 4.75), arrowprops={**along, "color": INK})
+    ax.text(10.0, 4.85, "features to compare with", ha="center", va="bottom", fontsize=10)
+    ax.text(10.85, 3.65, "split", ha="center", va="bottom", fontsize=10)
     return fig
 
 
@@ -58,26 +52,22 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, c
     ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=ink, fontsize=11)
 
 
-def _trapezoid(ax: Axes, left: float, right: float, first: float, last: float, text: str, colour: str):
-    """A network that narrows or widens from height `first` to `last`, around y = 3.5."""
-    corners = [
-        (left, 3.5 - first / 2),
-        (left, 3.5 + first / 2),
-        (right, 3.5 + last / 2),
-        (right, 3.5 - last / 2),
-    ]
+def _trapezoid(ax: Axes, span: tuple, middle: float, text: str, colour: str):
+    """A network whose features shrink on their way from left to right."""
+    left, right = span
+    corners = [(left, middle - 1), (left, middle + 1), (right, middle + 0.6), (right, middle - 0.6)]
     ax.add_patch(Polygon(corners, fc=colour, ec=INK, lw=1, joinstyle="round"))
-    ax.text((left + right) / 2, 3.5, text, ha="center", va="center", fontsize=11)
+    ax.text((left + right) / 2, middle, text, ha="center", va="center", fontsize=11)
 
 
 def _arrow(ax: Axes, start: tuple, end: tuple, kind: str = "-|>"):
     ax.annotate("", end, start, arrowprops={"arrowstyle": kind, "color": INK, "shrinkA": 1, "shrinkB": 1})
 
 
-def _comparison(ax: Axes, y: float, teacher: str, text: str, colour: str):
+def _comparison(ax: Axes, x: float, y: float, teacher: str, text: str, colour: str):
     """The teacher's feature that a branch is compared with, and the loss in words beside it."""
-    _box(ax, 14.0, y - 0.1, 1.5, 1.3, teacher, "#d9d9d9")
-    ax.text(15.65, y + 0.55, text, ha="left", va="center", color=colour, fontsize=10, weight="bold")
+    _box(ax, x, y, 1.8, 1.2, teacher, "#d9d9d9")
+    ax.text(x + 2.0, y + 0.6, text, ha="left", va="center", color=colour, fontsize=10, weight="bold")
 
 
 @styled
