@@ -464,6 +464,6 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, ra
 def test_a_broken_detector_is_told_by_the_image(tmp_path):
     root = category_of(tmp_path, noise, 1)
     model = build_model(tiny_config(position_maps=False), build_teacher("test_resnet", "random"))
-    model.student.decouple[0].expand[0].weight.data[0, 0] = torch.nan
+    model.student.decouple[0].expand[-2].weight.data[0, 0] = torch.nan
     with pytest.raises(DetectorError, match=r"test/good/0\.png is nan \(10 of 10 are not finite\)"):
         evaluation.evaluate(Detector(model), open_category(root, "nut"), progress=False)
