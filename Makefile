@@ -53,6 +53,4 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
-	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name ablation.csv ! -name ablation.png ! -name real.csv \
-		! -name branches.csv -exec rm -rf {} +
+	rm -rf $(VENV) .pytest_cache .ruff_cache results

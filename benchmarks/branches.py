@@ -7,7 +7,7 @@ All distances are d = 1 - cos per cell of a feature map, in [0, 2], at strides 4
 images are damaged synthetically (32 pairs, fixed seed, opacity at least 0.5); a cell is inside where the mask
 covers at least 0.99 of it, outside where it covers at most 0.01. Columns of the table:
 
-    A_T_in, A_T_out    d(A(x_a), T(x_a)): AIM widens it inside and asks for 0 outside
+    A_T_in, A_T_out    d(A(x_a), T(x_a)): AIM asks for 1 inside and 0 outside
     N_Tn_in            d(N(x_a), T(x_n)) inside: NGM asks for 0
     A_N_in             d(A(x_a), N(x_a)) inside: 0 where A is a copy of N
     T_Tn_in            d(T(x_a), T(x_n)) inside: what restoring alone would give A

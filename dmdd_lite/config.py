@@ -134,8 +134,8 @@ class Config:
     pairs: bool = option(
         True,
         "paper",
-        "distil on pairs; False = on normal images alone: with branches=('normality',) and fusion_start=1 "
-        "that is plain reverse distillation",
+        "distil on pairs; False = on normal images alone, with branches=('normality',) and fusion_start=1: "
+        "plain distillation",
     )
     ngm_form: str = option(
         "flat",

@@ -46,16 +46,16 @@ def ngm_loss(normality: Features, teacher_normal: Features, mask: Tensor, form: 
     of 1 - cos over the anomalous pixels of the batch [ours]: they are few, and there alone N must restore
     what it does not see. mask (B, H, W) in [0, 1], empty for the normal view; a scalar in [0, 4 K].
     """
-    whole = flat_distance if form == "flat" else lambda n, t: cosine_distance(n, t).mean()
     loss = 0.0
     for n, t in zip(normality, teacher_normal, strict=True):
         distance = cosine_distance(n, t)
-        loss = loss + whole(n, t) + _mean_where(distance, resize_mask(mask, distance.shape[1:]))
+        whole = flat_distance(n, t) if form == "flat" else distance.mean()
+        loss = loss + whole + _mean_where(distance, resize_mask(mask, distance.shape[1:]))
     return loss
 
 
 class AimLoss(NamedTuple):
-    """L_AIM and its parts, of which it is the mean: scalars in [0, 2 K] for K scales; K is 3."""
+    """L_AIM and its parts, of which it is the mean: scalars in [0, 2 K] for K scales."""
 
     total: Tensor
     inside: Tensor

@@ -275,18 +275,21 @@ def mean_features(batches: Iterable[Features]) -> Features:
 
 
 @torch.no_grad()
-def channel_moments(batches: Iterable[Features], prior: Features | None = None) -> tuple[Features, Features]:
-    """Mean and standard deviation of every channel over all images and positions, per scale (C_k,) each; of
-    what is left when the prior, per scale (1, C_k, H_k, W_k), is taken off."""
+def channel_moments(batches: Iterable[Features], *priors: Features | None) -> list[tuple[Features, Features]]:
+    """Mean and standard deviation of every channel over all images and positions, per scale (C_k,) each: for
+    each prior, of what is left when it, per scale (1, C_k, H_k, W_k), is taken off; None takes off nothing.
+    The batches are gone through once."""
     totals, count = None, 0
     for features in batches:
-        left = [f.float() - (0 if prior is None else prior[k]) for k, f in enumerate(features)]
+        left = [f.float() - (0 if p is None else p[k]) for p in priors for k, f in enumerate(features)]
         sums = [torch.stack((v.mean((2, 3)).sum(0), v.square().mean((2, 3)).sum(0))) for v in left]
         totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
         count += len(features[0])
-    moments = [total / count for total in totals]
-    spreads = [(square - mean.square()).clamp(min=1e-12).sqrt() for mean, square in moments]
-    return tuple(mean for mean, _ in moments), tuple(spreads)
+    means, squares = zip(*(total / count for total in totals), strict=True)
+    spreads = [(s - m.square()).clamp(min=1e-12).sqrt() for m, s in zip(means, squares, strict=True)]
+    scales = len(totals) // len(priors)
+    starts = range(0, len(totals), scales)
+    return [(tuple(means[i : i + scales]), tuple(spreads[i : i + scales])) for i in starts]
 
 
 def build_position(config: Config, info: FeatureInfo) -> PositionStatistics | None:

@@ -22,7 +22,6 @@ STEPS = {
     r"teacher": "teacher's features T",
     r"student\.bottleneck\.down\.\d": "brought to the coarsest size",
     r"student\.bottleneck\.embed": "fused and squeezed: the bottleneck",
-    r"student\.enlarge": "enlarged",
     r"student\.stages\.\d": "decoder stage, unsplit",
     r"student\.network": "encoder, unsplit",
     r"student\.decouple\.\d\.expand": "1x1 convolution, C to 2C",
@@ -50,7 +49,7 @@ def trace_shapes(model: DMDD, images: Tensor) -> pd.DataFrame:
 
     for name, module in model.named_modules():
         text = next((text for pattern, text in STEPS.items() if re.fullmatch(pattern, name)), "")
-        if text and not isinstance(module, nn.Identity):
+        if text:
             listen(name, module, text)
     try:
         _evaluated(model, lambda: model(images))

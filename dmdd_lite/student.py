@@ -184,11 +184,6 @@ def is_standardised(config, info: FeatureInfo) -> bool:
     return config.standardise == "always" or (config.standardise == "rectified" and all(info.rectified))
 
 
-def has_prior(config) -> bool:
-    """Whether the student has a normality branch that begins at a prior."""
-    return config.position_prior and "normality" in config.branches
-
-
 def is_wide(info: FeatureInfo) -> bool:
     """Whether the teacher's own blocks are (wide) bottlenecks, to be mirrored, as a ResNet-50's are."""
     return info.channels[0] >= 256
@@ -230,11 +225,9 @@ def build_student(config, info: FeatureInfo) -> nn.Module:
     signed, whatever the network gives."""
     if is_standardised(config, info):
         info = info._replace(rectified=(False,) * len(info.channels))
-    blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
-    common = {
-        "branches": tuple(name for name in BRANCHES if name in config.branches),
-        "prior": config.image_size if has_prior(config) else 0,
-    }
+    branches = tuple(name for name in BRANCHES if name in config.branches)
+    prior = config.image_size if config.position_prior and "normality" in branches else 0
     if config.student == "encoder":
-        return EncoderStudent(info, config.teacher, config.teacher_options, **common)
-    return DecoderStudent(info, blocks, config.student_width, **common)
+        return EncoderStudent(info, config.teacher, config.teacher_options, branches, prior)
+    blocks = config.student_blocks or ((3, 4, 6) if is_wide(info) else (2, 2, 2))
+    return DecoderStudent(info, blocks, config.student_width, branches, prior)

@@ -21,7 +21,7 @@ from .fusion_training import fusion_inputs, fusion_loss
 from .losses import AimLoss, Features, aim_loss, ngm_loss
 from .model import DMDD
 from .position import channel_moments, mean_features
-from .student import has_prior, set_prior, start_at_statistics
+from .student import set_prior, start_at_statistics
 from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
@@ -290,11 +290,12 @@ def start_model(config: Config, model: DMDD, data: TrainingData, known: Features
                 features = next(model.teacher.stream(images))
             yield features
 
-    means = mean_features(batches()) if has_prior(config) else None
-    if means:
-        set_prior(model.student, means)
-    left = [means if branch == "normality" else None for branch in model.student.branches]
-    start_at_statistics(model.student, *(channel_moments(batches(), prior) for prior in left))
+    priors = {}
+    if model.student.decouple[0].prior is not None:
+        priors["normality"] = mean_features(batches())
+        set_prior(model.student, priors["normality"])
+    moments = channel_moments(batches(), *(priors.get(branch) for branch in model.student.branches))
+    start_at_statistics(model.student, *moments)
     if model.position is not None:
         model.position.fit(batches, model.position.arithmetic_noise(model.teacher, data.images))
 

@@ -98,8 +98,8 @@ def turn(images: Tensor, foreground: Tensor | None, rng: torch.Generator) -> tup
     centre and mirrored half of the time; the border's colours go on outside. rng on the CPU. [field]"""
     angle = 2 * torch.pi * torch.rand(len(images), generator=rng)
     mirror = 1 - 2.0 * torch.randint(2, (len(images),), generator=rng)
-    rows = torch.stack((angle.cos(), -angle.sin()), 1), torch.stack((angle.sin(), angle.cos()), 1)
-    matrix = torch.stack((mirror[:, None] * rows[0], rows[1]), 1)
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.stack((mirror * cos, -mirror * sin, sin, cos), 1).unflatten(1, (2, 2))
     affine = send(F.pad(matrix, (0, 1)), images.device)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     if foreground is not None:

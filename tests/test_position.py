@@ -353,11 +353,14 @@ def test_branches_begin_with_the_mean_and_the_deviation_of_every_channel(with_pr
     known, teacher = good(12), FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)
     prior = mean_features([known]) if with_prior else None
     parts = zip(*(f.split(5) for f in known), strict=True)
-    means, spreads = channel_moments(parts, prior)
+    (means, spreads), raw = channel_moments(parts, prior, None)
     left = [f - (prior[k] if with_prior else 0) for k, f in enumerate(known)]
     for k, f in enumerate(left):
         torch.testing.assert_close(means[k], f.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(spreads[k], f.std((0, 2, 3), correction=0), atol=1e-4, rtol=1e-4)
+    for k, f in enumerate(known):  # in the same pass, with nothing taken off
+        torch.testing.assert_close(raw[0][k], f.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(raw[1][k], f.std((0, 2, 3), correction=0), atol=1e-4, rtol=1e-4)
     student = DecoderStudent(teacher, (1, 1, 1), 16).train()
     other = tuple(-m for m in means), tuple(2 * s for s in spreads)
     start_at_statistics(student, (means, spreads), other)

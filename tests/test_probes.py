@@ -70,8 +70,11 @@ def test_distances_are_the_losses_of_one_view(pairs):
     restored = sum(d.restored.mean() for d in found)
     empty = torch.zeros_like(pairs.mask)
     torch.testing.assert_close(restored, losses.ngm_loss(output.abnormality, normal, empty, "pixel"))
-    outside = sum(d.seen.mean() for d in found)
-    torch.testing.assert_close(outside, losses.aim_loss(output.abnormality, anomalous, empty).outside)
+    aim = losses.aim_loss(output.abnormality, anomalous, pairs.mask)
+    costs = [((d.seen - d.mask).abs(), d.mask) for d in found]
+    inside = sum((cost * mask).sum() / mask.sum() for cost, mask in costs)
+    outside = sum((cost * (1 - mask)).sum() / (1 - mask).sum() for cost, mask in costs)
+    torch.testing.assert_close(aim, losses.AimLoss((inside + outside) / 2, inside, outside))
     assert all((d.change[d.mask > 0.5] > 0).all() for d in found)
 
 

@@ -120,17 +120,15 @@ def test_another_or_a_broken_finished_run_is_refused_by_name(root, tmp_path):
         train(tiny_config(iterations=2), root, "lever", "", tmp_path, "cpu", progress=False)
 
 
-def a_trainer(root, **changes) -> Trainer:
-    config = tiny_config(**changes)
-    teacher = build_teacher(config.teacher, config.teacher_weights)
-    return Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
-
-
 def test_plain_distillation_fits_the_normal_view_alone(root):
-    trainer = a_trainer(root, branches=("normality",), pairs=False, fusion_start=1.0)
+    config = tiny_config(branches=("normality",), pairs=False, fusion_start=1.0)
+    teacher = build_teacher(config.teacher, config.teacher_weights)
+    trainer = Trainer(config, build_model(config, teacher), load_training_data(config, root, "lever"))
     model, pairs = copy.deepcopy(trainer.model), trainer.pairs.batch(0)
+    for decoupling, f in zip(model.student.decouple, teacher(trainer.data.images.float() / 255), strict=True):
+        torch.testing.assert_close(decoupling.prior, f.mean(0, keepdim=True))
     losses = trainer.losses(pairs)
-    features = model.teacher(pairs.normal)
+    features = teacher(pairs.normal)
     student = model.student(pairs.normal, features)
     expected = sum(flat_distance(n, t) for n, t in zip(student.normality, features, strict=True))
     assert losses.ngm.item() == pytest.approx(expected.item(), rel=1e-4)
