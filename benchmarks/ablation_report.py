@@ -24,7 +24,7 @@ NAMES = {
     "centre": "core recall",
 }
 JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
-INPUTS = ("normality", "abnormality", "position", "sum")  # what the fused map can be compared with
+INPUTS = ("normality", "abnormality")  # what the fused map can be compared with
 
 
 def collect(folder: str | Path) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def _compare_bases(path, values, other_path, other):
 
 
 def best_input(results: pd.DataFrame) -> pd.DataFrame:
-    """By row, data set and seed: how many points the fused map is behind the best of its own inputs, metric
+    """By row, data set and seed: how many points the fused map is behind the better of the branches, metric
     by metric; below 0 where it is ahead."""
     keys = ["row", "data", "seed"]
     fused = results[results["map"] == "fused"].set_index(keys)[list(JUDGED)]
@@ -95,7 +95,7 @@ def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.Dat
 
 def fusion_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
     """What fusing costs: the sum's metrics in percent, and how many points the fused map is behind the better
-    of the branches and their sum, mean ± std over the seeds."""
+    of the branches, mean ± std over the seeds."""
     own = results[results["data"] == data]
     behind, lines = best_input(own), {}
     for row, part in own[own["map"] == "sum"].groupby("row", sort=False):

@@ -89,12 +89,10 @@ ROWS = (
     Row("standardise_never", "teacher channels as they are", {"standardise": "never"}),
     # statistics of positions
     Row("no_prior", "a student whose outputs begin at zero", {"position_prior": False}),
-    Row("no_position", "the branches' maps alone, without those of positions", {"position_maps": False}),
+    Row("no_position", "DMDD alone, without DMDD+", {"position_maps": False}),
     Row("pool_1", "position maps of single cells", {"position_pool": (1, 1, 1)}),
     Row("pool_3", "no more averaging at the coarsest scale than elsewhere", {"position_pool": (3, 3, 3)}),
     Row("no_context", "the same means for images of any look", {"position_context": 0}),
-    Row("no_relative", "an image's own level left in its maps", {"fusion_relative": 0.0}),
-    Row("scales_equal", "all scales with the same weight", {"fusion_scales": "equal"}),
     # losses
     Row("ngm_pixel", "cosine per pixel instead of over the flattened map", {"ngm_form": "pixel"}),
     # pairs
@@ -105,13 +103,6 @@ ROWS = (
     Row("foreground_none", "synthetic anomalies anywhere", {"foreground": "none"}),
     # fusion
     Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
-    Row("jitter_0", "the MSN sees maps at their own strength", {"fusion_jitter": 0.0}),
-    Row("zoom_1", "the MSN sees maps at their own size", {"fusion_zoom": 1.0}),
-    Row("fade_0", "the branches' maps show every anomaly that the MSN learns from", {"fusion_fade": 0.0}),
-    Row("unseen_0", "the MSN learns from the textures of the pairs alone", {"fusion_unseen": 0.0}),
-    Row("unseen_half", "the MSN learns from textures and alterations by turns", {"fusion_unseen": 0.5}),
-    Row("updates_1", "one step of the MSN an iteration", {"fusion_updates": 1}),
-    Row("skip_half", "half of the fused map is the plain mean", {"fusion_skip": 0.5}),
     Row("skip_0", "the MSN alone, without a share of the plain mean", {"fusion_skip": 0.0}),
     Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
     # schedule
@@ -122,9 +113,6 @@ ROWS = (
     # scoring
     Row("sigma_2", "less smoothing", {"smoothing_sigma": 2.0}),
     Row("sigma_4", "as the authors smooth", {"smoothing_sigma": 4.0}),
-    Row("sigma_6", "more smoothing than the authors'", {"smoothing_sigma": 6.0}),
-    Row("score_blend", "image score: fused and coarsest position map", {"score_rule": "blend"}),
-    Row("score_max", "image score: the highest pixel of the map", {"score_rule": "max"}),
     Row("score_top", "image score: the mean of the highest pixels", {"score_rule": "top"}),
 )
 

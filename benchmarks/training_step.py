@@ -91,12 +91,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     views = [pairs.normal, pairs.anomalous]
     with autocast(device, config.precision), torch.no_grad():
         output = model(pairs.normal)
-        if hasattr(output, "inputs"):
-            seen = torch.cat([output.inputs] * 2)
-        else:  # a peer from before maps were calibrated
-            from dmdd_lite.model import fusion_input
-
-            seen = torch.cat([fusion_input(output.normality, output.abnormality)] * 2)
+        seen = torch.cat([output.maps] * 2)
     mask = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
 
     def teach():
@@ -105,7 +100,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
 
     def fuse():
         with autocast(device, config.precision):
-            fusion_loss(networks["fusion"], seen, mask, config, 0).backward()
+            fusion_loss(networks["fusion"], seen, mask, config).backward()
 
     ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "fusion (MSN)": fuse}
     for way in ways.values():  # the first calls warm up

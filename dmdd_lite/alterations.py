@@ -16,10 +16,8 @@ from .synthesis import Pairs, step_generator
 
 
 def fusion_view(pairs: Pairs, config: Config, number: int) -> Tensor:
-    """The damage that the fusion learns from in batch `number`, (B, 3, H, W): the anomalous views themselves
-    or, in the share `fusion_unseen` of the batches, the normal views altered at the same places."""
-    if not is_altered(config.fusion_unseen, number):
-        return pairs.anomalous
+    """The defective views (B, 3, H, W) that the fusion learns from in batch `number`: the normal views,
+    altered where the pair's mask is."""
     rng = step_generator(config.seed, "alterations", number, pairs.normal.device)
     return alter(pairs.normal, pairs.mask, rng).contiguous(memory_format=torch.channels_last)
 
@@ -55,8 +53,3 @@ def alter(normal: Tensor, mask: Tensor, rng: Generator) -> Tensor:
     )
     way = torch.randint(len(ways), (batch,), generator=rng, device=device)
     return torch.lerp(normal, ways[way, torch.arange(batch, device=device)], soft).clamp(0, 1)
-
-
-def is_altered(share: float, iteration: int) -> bool:
-    """Whether an iteration's anomalies are alterations, so that all until now have that share of them."""
-    return int((iteration + 1) * share) > int(iteration * share)

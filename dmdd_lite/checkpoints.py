@@ -14,7 +14,7 @@ from .detector import Detector
 from .files import write_atomically, write_json
 from .weights import load_plain
 
-FORMAT = 3  # of the state and the record; 2 had other students
+FORMAT = 4  # of the state and the record; 3 fused nine maps
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 
 

@@ -104,7 +104,8 @@ class Config:
     position_maps: bool = option(
         True,
         "ours",
-        "anomaly maps also of the Mahalanobis distance to train/good at every position, as PaDiM [field]",
+        "DMDD+: maps also of the Mahalanobis distance to train/good at every position, as PaDiM [field], and "
+        "the map 'plus', which mixes them with DMDD's fused map",
     )
     position_pool: tuple = option(
         (3, 3, 5),
@@ -153,21 +154,6 @@ class Config:
         "learns",
         choices=("msn", "weighted"),
     )
-    fusion_scales: str = option(
-        "explained",
-        "ours",
-        "weight of a scale in the plain mean: 'explained' = how much of what the positions' means leave "
-        "open on held-out good images the student predicts, at least a tenth; or 'equal'",
-        choices=("explained", "equal"),
-    )
-    fusion_relative: float = option(
-        0.4,
-        "ours",
-        "share of an image's own level, the lower quartile of each map, that is taken off the map before it "
-        "is fused: what is unusual everywhere tells nothing of where the defect is",
-        low=0.0,
-        high=1.0,
-    )
     fusion_perceptions: tuple = option(
         (1, 2, 4), "ours", "dilations of the segmentation network's branches", of=int, low=1, high=64
     )
@@ -180,9 +166,10 @@ class Config:
     )
     fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
     fusion_skip: float = option(
-        0.3,
+        0.7,
         "ours",
-        "share of the plain, unweighted sum in the fused map; 0 = the segmentation network alone [paper]",
+        "weight of the plain mean of the distances in the fused map; 0 = the segmentation network alone "
+        "[paper]",
         low=0.0,
         high=1.0,
     )
@@ -192,50 +179,11 @@ class Config:
         "loss of the segmentation network: 'focal+l1' (DeSTSeg) or 'focal+dice'",
         choices=("focal+dice", "focal+l1"),
     )
-    fusion_jitter: float = option(
-        0.5,
-        "ours",
-        "spread of the random scale (log-normal) on the maps that the segmentation network learns from, so "
-        "that it does not learn how strong *synthetic* anomalies look",
-        low=0.0,
-        high=10.0,
-    )
-    fusion_zoom: float = option(
-        3.0,
-        "ours",
-        "the segmentation network also learns from maps and masks enlarged up to so many times: real defects "
-        "can be larger than synthetic ones",
-        low=1.0,
-        high=16.0,
-    )
-    fusion_fade: float = option(
-        0.5,
-        "ours",
-        "share of the pairs in which the segmentation network sees the anomaly faded in the branches' maps: "
-        "what the student reconstructs of a defect is missing there, and position maps must tell",
-        low=0.0,
-        high=1.0,
-    )
-    fusion_unseen: float = option(
-        1.0,
-        "ours",
-        "share of the iterations in which the segmentation network learns from anomalies of other kinds than "
-        "the branches are distilled on, so that it cannot rely on what gives only those away",
-        low=0.0,
-        high=1.0,
-    )
-    fusion_updates: int = option(
-        3,
-        "ours",
-        "steps of the segmentation network an iteration, each on the same maps varied anew",
-        low=1,
-        high=100,
-    )
     fusion_start: float = option(
         0.75,
         "ours",
         "least share of the iterations that train the student; in the rest the segmentation network learns "
-        "on the maps of the finished student; 1 = never, the maps are summed",
+        "on the maps of the finished student; 1 = never",
         low=0.0,
         high=1.0,
     )
@@ -246,15 +194,9 @@ class Config:
         "synthetic anomalies for long learns more and more of what is synthetic about them",
         low=1,
     )
-    fusion_learning_rate: float = option(1e-3, "ours", "Adam step of the segmentation network", low=0.0)
+    fusion_learning_rate: float = option(2e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
     # pairs
-    augment: bool = option(
-        False,
-        "field",
-        "both views of a pair rotated by any angle and mirrored half of the time (DeSTSeg), for parts that "
-        "lie in any pose",
-    )
     illumination: float = option(
         0.0,
         "field",
@@ -324,12 +266,10 @@ class Config:
         6.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
     )
     score_rule: str = option(
-        "blend",
-        "ours",
-        "image score: 'max' of the smoothed map [authors], 'top' = mean of the score_top largest pixels "
-        "[field], or 'blend' = maxima of the fused map (three fifths) and the coarsest position map, by how "
-        "many spreads either is above those of held-out good images; other maps then have 'max'",
-        choices=("blend", "max", "top"),
+        "max",
+        "authors",
+        "image score: 'max' of the smoothed map or 'top' = mean of the score_top largest pixels [field]",
+        choices=("max", "top"),
     )
     score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)
     threshold_quantile: float = option(
@@ -378,7 +318,7 @@ class Config:
     @property
     def varies(self) -> bool:
         """Whether training sees its images changed, so that nothing known of an image holds for its view."""
-        return self.augment or self.illumination > 0
+        return self.illumination > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -21,8 +21,7 @@ from .teacher import empty_teacher
 
 class Operations(NamedTuple):
     """Operations of one training pair (two views), in the mean over a training: the teacher forward; the
-    student forward, and back while it learns; the fusion forward and back, with the maps of positions, in its
-    own stage."""
+    student forward, and back while it learns; the fusion forward and back, in its own stage."""
 
     teacher: int
     student: int
@@ -47,8 +46,7 @@ def pair_operations(config: Config) -> Operations:
     with FlopCounterMode(display=False) as looking, torch.no_grad():
         model.student(images, features)
     with FlopCounterMode(display=False) as fusing:
-        maps += () if model.position is None else model.position(features)
-        model.fusion(model.calibration(maps)).logits.sum().backward()
+        model.fusion(model.calibration(maps).maps).logits.sum().backward()
     teach, learn, look, fuse = (c.get_total_flops() for c in (teaching, learning, looking, fusing))
     share = config.student_iterations / config.iterations
     return Operations(teach, round(share * learn + (1 - share) * look), round((1 - share) * fuse))

@@ -21,11 +21,11 @@ from .data import open_folder
 from .device import autocast, resolve_device, unit_range
 from .files import write_atomically, write_json
 from .images import DataError, read_image
-from .model import DMDD, ModelOutput, blended_maxima, build_model, full_size_maps, image_scores
+from .model import DMDD, ModelOutput, build_model, decisive_map, full_size_maps, image_scores
 from .teacher import empty_teacher
 from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 4
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 5
 
 
 class DetectorError(RuntimeError):
@@ -36,13 +36,16 @@ class DetectorError(RuntimeError):
 class Prediction:
     """One image's answer.
 
-    score: image score; is_anomalous: score above `threshold`; fused: anomaly map (H, W) in [0, 1] at the
-    image's own size; normality and abnormality: per scale, fine to coarse, (H_k, W_k) in [0, 2]; path: None
-    for images from memory.
+    score: image score; is_anomalous: score above `threshold`; map: the anomaly map (H, W) in [0, 1], at the
+    image's own size, of which it is the score; map_name: 'plus' (DMDD+), or 'fused' (DMDD) for a detector
+    without position maps; fused: the map of DMDD; normality and abnormality: per scale, fine to coarse,
+    (H_k, W_k) in [0, 2]; path: None for images from memory.
     """
 
     score: float
     threshold: float
+    map: np.ndarray
+    map_name: str
     fused: np.ndarray
     normality: tuple[np.ndarray, ...]
     abnormality: tuple[np.ndarray, ...]
@@ -54,7 +57,8 @@ class Prediction:
 
 
 class Detector:
-    """Finds and outlines defects. `threshold` splits good from anomalous image scores of the fused map."""
+    """Finds and outlines defects. `threshold` splits good from anomalous image scores, see
+    `decisive_map`."""
 
     def __init__(self, model: DMDD, threshold: float = 0.5):
         self.model = model.eval().to(memory_format=torch.channels_last)
@@ -64,26 +68,13 @@ class Detector:
     def device(self) -> torch.device:
         return self.model.teacher.mean.device
 
-    @property
-    def blends(self) -> bool:
-        """Whether the image score of the fused map is a blend; without position maps it is the maximum."""
-        return self.config.score_rule == "blend" and self.config.position_maps
-
     @classmethod
     def calibrated(cls, model: DMDD, good: Tensor, trained_on: bool = False) -> "Detector":
-        """Levels of the maps from held-out good images, uint8 (N, 3, S, S), and threshold = the
-        `threshold_quantile` of their scores. trained_on: they are training images, nothing was held out.
-        [ours]"""
+        """Threshold = the `threshold_quantile` of the scores of held-out good images, uint8 (N, 3, S, S).
+        trained_on: they are training images, nothing was held out. [ours]"""
         detector = cls(model)
-        model.calibrate(good, trained_on)
-        found = (detector.device_maps(batch, trained_on) for batch in good.split(8))
-        if detector.blends:
-            maxima = (blended_maxima(maps["fused"], output, model.config) for maps, _, output in found)
-            maxima = torch.cat(list(maxima))
-            model.calibration.observe_maxima(maxima)
-            scores = model.calibration.blend(maxima)
-        else:
-            scores = torch.cat([scores["fused"] for _, scores, _ in found])
+        found = (detector.device_maps(batch, trained_on)[1] for batch in good.split(8))
+        scores = torch.cat([scores[decisive_map(model.config)] for scores in found])
         detector.threshold = scores.cpu().double().quantile(model.config.threshold_quantile).item()
         return detector
 
@@ -105,9 +96,6 @@ class Detector:
         output = self.output(images, trained_on)
         maps = full_size_maps(output, self.config)
         scores = {name: image_scores(m, self.config) for name, m in maps.items()}
-        if self.blends:
-            maxima = blended_maxima(maps["fused"], output, self.config)
-            scores["fused"] = self.model.calibration.blend(maxima)
         return maps, scores, output
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
@@ -141,12 +129,16 @@ class Detector:
             size = self.config.image_size
             batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
             maps, scores, output = self.maps(batch)
+            name = decisive_map(self.config)
             for i, (source, image) in enumerate(zip(sources, originals, strict=True)):
-                fused = F.interpolate(maps["fused"][i][None, None], image.shape[1:], mode="bilinear")
+                full = {n: maps[n][i][None, None] for n in dict.fromkeys((name, "fused"))}
+                full = {n: F.interpolate(m, image.shape[1:], mode="bilinear")[0, 0] for n, m in full.items()}
                 yield Prediction(
-                    float(scores["fused"][i]),
+                    float(scores[name][i]),
                     self.threshold,
-                    fused[0, 0].numpy(),
+                    full[name].numpy(),
+                    name,
+                    full["fused"].numpy(),
                     tuple(m[i].float().cpu().numpy() for m in output.normality),
                     tuple(m[i].float().cpu().numpy() for m in output.abnormality),
                     Path(source) if isinstance(source, str | Path) else None,
@@ -233,10 +225,10 @@ def _read_settings(folder: Path) -> tuple[Config, float, str | None]:
 
 
 def overlay(image, prediction: Prediction) -> Image.Image:
-    """The image with its fused map as heat, as a PIL image of the same size."""
+    """The image with its anomaly map as heat, as a PIL image of the same size."""
     from matplotlib import colormaps
 
     pixels = read_image(image).permute(1, 2, 0).numpy() / 255
-    heat = colormaps["inferno"](prediction.fused)[..., :3]
-    strength = 0.7 * prediction.fused[..., None]
+    heat = colormaps["inferno"](prediction.map)[..., :3]
+    strength = 0.7 * prediction.map[..., None]
     return Image.fromarray(np.uint8(255 * ((1 - strength) * pixels + strength * heat)))

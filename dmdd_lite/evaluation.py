@@ -62,7 +62,7 @@ def evaluate(
     2e-6 at most and the others, which reach 2 and more, by 1e-5 (measured in float32 on a CPU).
     images_per_second counts inference with smoothing, not reading.
 
-    Image and mask take 4 bytes a pixel and each map 4: 1.6 GB a thousand images of 256 px with five maps. If
+    Image and mask take 4 bytes a pixel and each map 4: 1.8 GB a thousand images of 256 px with six maps. If
     that is more than `HELD`, it lies in temporary files (TMPDIR) and memory does not grow with the test set.
     The metrics add 0.4 GB at most for every thread, and what `metrics` says of anomalous pixels.
 

@@ -18,7 +18,7 @@ from .data import Category, load_masks
 from .detector import Detector
 from .evaluation import METRICS, Evaluation
 from .files import Progress
-from .fusion import build_fusion, map_kinds
+from .fusion import build_fusion, fuse
 from .fusion_training import KeptMaps, train_fusion
 from .images import load_images
 from .metrics import evaluate_maps
@@ -52,9 +52,12 @@ def keep_output(
     def join(parts) -> Tensor:
         return torch.cat([part.float().cpu() for part in parts])
 
-    fused, weights, *kinds, inputs = zip(*outputs, strict=True)
-    kinds = (tuple(join(scale) for scale in zip(*maps, strict=True)) for maps in kinds)
-    return ModelOutput(join(fused), join(weights), *kinds, join(inputs))
+    def join_field(parts):
+        if isinstance(parts[0], tuple):
+            return tuple(join(scale) for scale in zip(*parts, strict=True))
+        return None if parts[0] is None else join(parts)
+
+    return ModelOutput(*(join_field(parts) for parts in zip(*outputs, strict=True)))
 
 
 def keep_split(detector: Detector, category: Category, progress: bool = True) -> KeptSplit:
@@ -69,23 +72,26 @@ def keep_split(detector: Detector, category: Category, progress: bool = True) ->
 
 
 @torch.no_grad()
-def fuse_again(output: ModelOutput, fusion: nn.Module) -> ModelOutput:
+def fuse_again(output: ModelOutput, fusion: nn.Module, skip: float) -> ModelOutput:
     """The output that the same model would give with another fusion, any module from calibrated maps
-    (N, K, h, w) to a FusionOutput."""
-    maps = output.inputs
-    found = fusion(maps.to(next(fusion.parameters(), maps).device))
-    return output._replace(fused=found.fused.cpu(), weights=found.weights.cpu())
+    (N, K, h, w) to a FusionOutput, and another `fusion_skip`; its plus map stays."""
+    found = fusion(output.maps.to(next(fusion.parameters(), output.maps).device))
+    return output._replace(fused=fuse(found.logits.cpu(), output.plain, skip), weights=found.weights.cpu())
 
 
-def evaluate_fusion(kept: KeptSplit, fusion: nn.Module, of: Sequence[str] = ("fused",)) -> Evaluation:
-    """`evaluation.evaluate` of the kept maps under another fusion, for the maps named in `of`.
+def evaluate_fusion(
+    kept: KeptSplit, fusion: nn.Module, of: Sequence[str] = ("fused",), skip: float | None = None
+) -> Evaluation:
+    """`evaluation.evaluate` of the kept maps under another fusion, for the maps named in `of`. skip: instead
+    of the configuration's `fusion_skip`.
 
     Its images_per_second is NaN: the images were predicted before.
     """
-    output, parts = fuse_again(kept.output, fusion), []
+    skip = kept.config.fusion_skip if skip is None else skip
+    output, parts = fuse_again(kept.output, fusion, skip), []
     for start in range(0, len(kept.images), MAX_ROWS):
         rows = slice(start, start + MAX_ROWS)
-        part = ModelOutput(*(tuple(m[rows] for m in v) if isinstance(v, tuple) else v[rows] for v in output))
+        part = ModelOutput(*(_rows(values, rows) for values in output))
         full = full_size_maps(part, kept.config)
         parts.append({name: full[name] for name in of})
     joined = {name: torch.cat([part[name] for part in parts]) for name in of}
@@ -95,6 +101,12 @@ def evaluate_fusion(kept: KeptSplit, fusion: nn.Module, of: Sequence[str] = ("fu
     return Evaluation(
         kept.category, kept.images.numpy(), kept.masks, labels, maps, scores, metrics, float("nan")
     )
+
+
+def _rows(values, rows: slice):
+    if isinstance(values, tuple):
+        return tuple(m[rows] for m in values)
+    return None if values is None else values[rows]
 
 
 def train_fusions(
@@ -122,18 +134,13 @@ def score_fusions(
     skips: Sequence[float],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Metrics (fractions of 1) of every fusion with every share `skip` of the plain mean in its fused map; a
-    row a variant, skip and seed.
-
-    The skip is no part of what is trained, so that one training serves all. The fusions stay as they were.
-    """
+    """Metrics (fractions of 1) of every fusion with every weight `skip` of the plain mean in its fused map;
+    one row per variant, skip and seed. The skip is no part of what is trained: one training serves all."""
     rows, total = [], len(fusions) * len(skips)
     with Progress(total, "scoring fusions", enabled=progress) as bar:
         for (name, seed), fusion in fusions.items():
             for skip in skips:
-                changed = copy.deepcopy(fusion)
-                changed.skip = skip
-                metrics = evaluate_fusion(split, changed).metrics["fused"]
+                metrics = evaluate_fusion(split, fusion, skip=skip).metrics["fused"]
                 rows.append({"fusion": name, "skip": skip, "seed": seed, **metrics})
                 bar.update(len(rows))
     return pd.DataFrame(rows, columns=["fusion", "skip", "seed", *METRICS])
@@ -148,14 +155,14 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> pd.
 
 
 def with_fusion(detector: Detector, fusion: nn.Module, config: Config, held_out: Tensor) -> Detector:
-    """A copy of the detector with another fusion, the one that `config` describes, and the levels of the maps
-    and the threshold that held-out good images, uint8 (N, 3, S, S), give it.
+    """A copy of the detector with another fusion, the one that `config` describes, and the threshold that
+    held-out good images, uint8 (N, 3, S, S), give it.
 
     Raises ValueError when `config` describes another fusion: the detector could be saved but not loaded.
     """
-    maps = len(map_kinds(config)) * len(detector.model.teacher.info.channels)
+    maps = len(config.branches) * len(detector.model.teacher.info.channels)
     shapes = [{k: v.shape for k, v in f.state_dict().items()} for f in (fusion, build_fusion(config, maps))]
-    if shapes[0] != shapes[1] or fusion.skip != config.fusion_skip:
+    if shapes[0] != shapes[1]:
         raise ValueError(
             "config describes another fusion than the one given; pass the one it was trained with"
         )

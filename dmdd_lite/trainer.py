@@ -116,8 +116,7 @@ class Trainer:
     def losses(self, pairs: Pairs, index: Tensor | None = None, learn: bool = False) -> Losses:
         """L_NGM and L_AIM of a batch in stage 1, L_MSN in stage 2; its normal images are those of `index`.
 
-        learn: add their gradients too; in stage 2 those of the last of its `fusion_updates` steps, when the
-        others have been taken.
+        learn: also accumulate gradients.
         """
         return (self._fusion_losses if self.fusing else self._student_losses)(pairs, index, learn)
 
@@ -143,30 +142,21 @@ class Trainer:
         masks = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
         with autocast(self.device, config.precision):
             maps = fusion_inputs(self.model, views, self.teacher_features(views, index))
-        for update in range(config.fusion_updates if learn else 1):
-            if update:
-                self.optimizers["fusion"].step()
-                self.optimizers["fusion"].zero_grad(set_to_none=True)
-            step = self.iteration * config.fusion_updates + update
-            with autocast(self.device, config.precision):
-                msn = fusion_loss(self.networks["fusion"], maps, masks, config, step)
-            if learn:
-                msn.backward()
+        with autocast(self.device, config.precision):
+            msn = fusion_loss(self.networks["fusion"], maps, masks, config)
+        if learn:
+            msn.backward()
         return Losses(self._unknown(), self._unknown(), msn, self._unknown(), self._unknown())
 
     def _unknown(self) -> Tensor:
         return torch.full((), torch.nan, device=self.device)
 
     def finish_student(self):
-        """The student is as it will be used, and so are the shares of its maps, which held-out images tell;
-        the levels are those on training images, from which the fusion learns."""
+        """The student is as it will be used; the levels of its maps are those on training images, from which
+        the fusion learns."""
         self.model.eval()
         if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
-            images = self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)]
-            held_out = self.data.held_out
-            if len(held_out):
-                self.model.calibrate(held_out)
-            self.model.calibrate(images, not self.config.varies, shares=not len(held_out))
+            self.model.calibrate(self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)])
 
     def step(self) -> Losses:
         """One iteration: pairs, losses, and a step of the network that learns in this stage."""

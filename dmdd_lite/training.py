@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from .alterations import alter
 from .checkpoints import (
     CHECKPOINT,
     TrainingError,
@@ -22,10 +23,13 @@ from .checkpoints import (
 )
 from .config import Config, student_differences
 from .detector import Detector
-from .device import resolve_device
+from .device import autocast, resolve_device, unit_range
 from .files import Progress
+from .fusion import fuse
+from .losses import resize_mask
 from .model import DMDD, build_model
 from .student import is_standardised
+from .synthesis import PairSynthesizer, step_generator
 from .teacher import Teacher, build_teacher
 from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data
@@ -187,15 +191,42 @@ def snapshot(trainer: Trainer) -> Detector:
 
 
 def _detector(model: DMDD, data: TrainingData) -> Detector:
-    """Raises TrainingError if its scores of good images are not finite."""
-    held_out = len(data.held_out) > 0
-    detector = Detector.calibrated(model, data.held_out if held_out else data.images, not held_out)
+    """Levels, the weight of DMDD+ and the threshold from held-out good images, from those of the training
+    where none were held out. Raises TrainingError if their scores are not finite."""
+    trained_on = not len(data.held_out)
+    good = data.images if trained_on else data.held_out
+    model.eval().calibrate(good, trained_on)
+    if model.plus is not None:
+        model.plus.choose(altered_maps(model, good, trained_on))
+    detector = Detector.calibrated(model, good, trained_on)
     if not math.isfinite(detector.threshold):
         raise TrainingError(
             f"a good image's score is {detector.threshold}, the weights have grown out of all bounds: "
             f"{_remedy(model.config)}, in another output folder"
         )
     return detector
+
+
+@torch.no_grad()
+def altered_maps(model: DMDD, good: torch.Tensor, trained_on: bool, count: int = 64):
+    """Fused maps, position maps and masks, batch by batch, of `count` views of good images, uint8
+    (N, 3, S, S), and of the same with synthetic alterations: what `Plus.choose` chooses by. [ours]"""
+    config, size = model.config, 8
+    synthesizer = PairSynthesizer(config, None)
+    for start in range(0, count, size):
+        rng = step_generator(config.seed, "plus", start, good.device)
+        index = torch.arange(start, start + size, device=good.device) % len(good)
+        normal = unit_range(good[index], good.device)
+        mask = synthesizer(normal, None, rng).mask
+        views = [normal, alter(normal, mask, rng).contiguous(memory_format=torch.channels_last)]
+        with autocast(good.device, config.precision):
+            features = [model.teacher(view) for view in views]
+            own = features[0] if trained_on else None
+            for view, seen, area in zip(views, features, (torch.zeros_like(mask), mask), strict=True):
+                inputs = model.calibration(sum(model.branch_maps(view, seen), ()))
+                fused = fuse(model.fusion(inputs.maps).logits, inputs.plain, config.fusion_skip)
+                share = resize_mask(area, fused.shape[1:])
+                yield fused, model.position(seen, own), share > 0.5
 
 
 def train(

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
@@ -83,29 +82,11 @@ class PairSource:
         index = send(self.indices(iteration) if index is None else index, device)
         normal = self.data.images[index].float() / 255
         foreground = None if self.data.foreground is None else self.data.foreground[index]
-        if self.config.augment:
-            rng = step_generator(self.config.seed, "augment", iteration)
-            normal, foreground = turn(normal, foreground, rng)
         if self.config.illumination:
             rng = step_generator(self.config.seed, "light", iteration)
             normal = vary_light(normal, self.config.illumination, rng)
         rng = step_generator(self.config.seed, "pairs", iteration, device)
         return self.synthesizer(normal, foreground, rng)
-
-
-def turn(images: Tensor, foreground: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Images (B, 3, H, W) and their foreground, bool (B, H, W) or None, each rotated by any angle about its
-    centre and mirrored half of the time; the border's colours go on outside. rng on the CPU. [field]"""
-    angle = 2 * torch.pi * torch.rand(len(images), generator=rng)
-    mirror = 1 - 2.0 * torch.randint(2, (len(images),), generator=rng)
-    cos, sin = angle.cos(), angle.sin()
-    matrix = torch.stack((mirror * cos, -mirror * sin, sin, cos), 1).unflatten(1, (2, 2))
-    affine = send(F.pad(matrix, (0, 1)), images.device)
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
-    if foreground is not None:
-        turned = F.grid_sample(foreground[:, None].float(), grid, "nearest", align_corners=False)[:, 0] > 0.5
-        foreground = torch.where(turned.any(2, keepdim=True).any(1, keepdim=True), turned, foreground)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False), foreground
 
 
 def vary_light(images: Tensor, most: float, rng: torch.Generator) -> Tensor:

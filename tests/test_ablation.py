@@ -99,7 +99,7 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
     rows = bench.ablation_rows
     assert len(rows.BY_NAME) == len(rows.ROWS)
     same = {row.name for row in rows.ROWS if row.same_as_full(base)}
-    assert same == {"full", "sigma_6", "score_blend"}
+    assert same == {"full"}
     for row in rows.ROWS:
         changed = {text.split(":")[0] for text in differences(base, row.config(base, 7))} - {"seed"}
         assert changed == (set() if row.name in same else set(row.changes)), row.name
@@ -112,9 +112,9 @@ def test_rows_change_the_base_by_what_they_name(bench, base):
 
 def test_what_only_scores_is_told_from_what_trains(bench):
     scoring = {row.name for row in bench.ablation_rows.ROWS if row.is_scoring}
-    smoothing = {"sigma_2", "sigma_4", "sigma_6"}
-    skips = {"summed", "skip_half", "skip_0"}
-    assert scoring == {*skips, "score_blend", "score_max", "score_top", *smoothing}
+    smoothing = {"sigma_2", "sigma_4"}
+    skips = {"summed", "skip_0"}
+    assert scoring == {*skips, "score_top", *smoothing}
 
 
 def test_rows_of_the_fusion_alone_have_the_full_rows_student(bench):
@@ -140,14 +140,15 @@ def test_list_names_every_row(bench, capsys):
 
 
 def test_the_plan_groups_rows_by_training(bench, root, tmp_path, capsys):
-    more = ("--rows", "aim", "sigma_2", "sigma_6", "jitter_0", "textures_procedural", "--seeds", "0", "1")
+    rows = ("--rows", "aim", "sigma_2", "sigma_4", "channel", "textures_procedural", "--seeds", "0", "1")
+    more = (*rows, "--set", "smoothing_sigma=4.0")
     jobs = planned(bench, root, tmp_path, *more)
     found = [(job.row, job.seed, list(job.rows)) for job in jobs]
-    one = [("full", 0, ["sigma_2", "jitter_0"]), ("aim", 0, ["aim"])]
+    one = [("full", 0, ["sigma_2", "channel"]), ("aim", 0, ["aim"])]
     assert found == [*one, *((row, 1, rows) for row, _, rows in one)]
-    assert "left out: sigma_6, textures_procedural" in capsys.readouterr().out
+    assert "left out: sigma_4, textures_procedural" in capsys.readouterr().out
     assert Config.from_dict(jobs[0].rows["sigma_2"]).smoothing_sigma == 2
-    assert Config.from_dict(jobs[0].config).smoothing_sigma == 6
+    assert Config.from_dict(jobs[0].config).smoothing_sigma == 4
 
 
 # ---- grids --------------------------------------------------------------------------------------------
@@ -186,10 +187,10 @@ def test_a_grid_runs_and_a_second_call_runs_nothing(bench, root, grid):
 def test_a_later_scoring_row_trains_nothing(bench, root, copied, monkeypatch):
     before = result(copied, "full")
     monkeypatch.setattr(Trainer, "step", None)
-    status, started, _ = run_here(bench, arguments(root, copied, "--rows", "full", "skip_half"))
+    status, started, _ = run_here(bench, arguments(root, copied, "--rows", "full", "skip_0"))
     assert (status, started) == (0, ["full_bracket_seed0"])
     assert result(copied, "full") == before
-    assert result(copied, "skip_half")["config"] == {**before["config"], "fusion_skip": 0.5}
+    assert result(copied, "skip_0")["config"] == {**before["config"], "fusion_skip": 0.0}
 
 
 @pytest.mark.slow
@@ -218,9 +219,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_p
     [
         ("sigma_2", {"smoothing_sigma": 2.0}),
         ("score_top", {"score_rule": "top"}),
-        ("skip_half", {"fusion_skip": 0.5}),
+        ("skip_0", {"fusion_skip": 0.0}),
         ("summed", {"fusion_skip": 1.0}),
-        ("summed", {"fusion_start": 1.0, "iterations": 1}),  # never trained, the fusion is the sum
         ("no_attention", {"fusion_attention": ()}),
         ("no_position", {"position_maps": False}),
     ],
@@ -380,7 +380,7 @@ def test_tables_hold_the_numbers_of_the_files(bench, tmp_path):
     behind = []
     for seed in range(3):
         maps = {of: m["pixel_ap"] for of, m in values["plain", "one", seed]["metrics"].items()}
-        behind.append(100 * (max(maps["normality"], maps["sum"]) - maps["fused"]))
+        behind.append(100 * (maps["normality"] - maps["fused"]))
     cell = bench.ablation_report.fusion_table(results, "one").loc["plain", "behind: pixel AP"]
     assert cell == f"{np.mean(behind):.2f} ± {np.std(behind, ddof=1):.2f}"
     summed = np.mean([100 * values["plain", "one", s]["metrics"]["sum"]["image_auroc"] for s in range(3)])

@@ -8,7 +8,6 @@ import torch
 from builders import tiny_config, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 
 from dmdd_lite.data import DataError, open_category
 from dmdd_lite.detector import FORMAT, Detector, DetectorError, Prediction, overlay
@@ -71,34 +70,17 @@ def test_stream_holds_a_batch_at_a_time(detector, folder, monkeypatch):
     assert calls == [2]
 
 
-@pytest.mark.parametrize("changes", [{"score_rule": "max"}, {"position_maps": False}])
+@pytest.mark.parametrize("changes", [{}, {"position_maps": False}])
 def test_score_is_the_maximum_of_the_smoothed_map_and_decides(folder, changes):
     model = build_model(tiny_config(**changes), build_teacher("test_resnet", "random"))
     image = np.asarray(Image.open(folder / "test/good/000.png").resize((64, 64)))
     prediction = Detector(model).predict(image)
     score = prediction.score
-    assert score == pytest.approx(prediction.fused.max(), abs=1e-6)
+    assert prediction.map_name == ("fused" if changes else "plus")
+    assert score == pytest.approx(prediction.map.max(), abs=1e-6)
+    assert np.array_equal(prediction.map, prediction.fused) == bool(changes)
     for threshold in (0.9 * score, 1.1 * score):
         assert Detector(model, threshold).predict(image).is_anomalous == (score > threshold)
-
-
-def test_blended_score_is_a_weighted_mean_of_both_maxima_over_good_ones(folder):
-    model = build_model(tiny_config(), build_teacher("test_resnet", "random"))
-    images = load_images(sorted((folder / "test").rglob("*.png")), 64, None)
-    detector = Detector.calibrated(model, images[:3])
-    maps, scores, output = detector.maps(images)
-    coarse = torch.nn.functional.interpolate(
-        (1 + output.position[2] / 0.05).log()[:, None], (64, 64), mode="bilinear"
-    )
-    smoothed = [ndimage.gaussian_filter(m[0], 1, mode="mirror", truncate=4).max() for m in coarse.numpy()]
-    fused = maps["fused"].double().amax((1, 2)).numpy()
-    maxima = np.stack((np.log(fused / (1 - fused)), smoothed), axis=1)
-    mean = maxima[:3].mean(0)
-    spread = np.sqrt((((maxima[:3] - mean) ** 2).sum(0) + 10 * 0.4**2) / 12)
-    above = ((maxima - mean) / spread) @ [0.6, 0.4]
-    np.testing.assert_allclose(torch.logit(scores["fused"]), mean[0] + spread[0] * above, rtol=1e-4)
-    for name in ("normality", "position", "sum"):
-        np.testing.assert_array_equal(scores[name], maps[name].amax((1, 2)))
 
 
 def test_threshold_calls_no_held_out_good_image_anomalous(folder):
@@ -196,7 +178,7 @@ def test_category_images_are_what_predict_sees(detector, folder):
 
     category = open_category(folder.parent, "lever")
     scored = evaluate(detector, category, progress=False)
-    for test, score in zip(category.test, scored.scores["fused"], strict=True):
+    for test, score in zip(category.test, scored.scores["plus"], strict=True):
         assert detector.predict(test.path).score == pytest.approx(score, abs=1e-5)
 
 

@@ -32,8 +32,7 @@ def test_metrics_are_those_of_the_maps_it_returns(scored):
     assert found.labels.tolist() == [test.defect != "good" for test in found.category.test]
     assert np.array_equal(found.masks.any((1, 2)), found.labels)
     for name in MAP_NAMES:
-        if name != "fused":  # whose score is a blend
-            assert np.array_equal(found.scores[name], found.maps[name].max((1, 2)))
+        assert np.array_equal(found.scores[name], found.maps[name].max((1, 2)))
         expected = evaluate_maps(found.maps[name], found.masks, found.scores[name], found.labels)
         assert found.metrics[name] == expected
     np.testing.assert_allclose(
@@ -97,7 +96,7 @@ def test_result_file(scored, tmp_path):
     path = evaluation.write_result(tmp_path, found, detector, training)
     assert path.name == "pcb_seed3.json"
     values = json.loads(path.read_text())
-    assert set(values["metrics"]) == {"fused", "normality", "abnormality", "position", "sum"}
+    assert set(values["metrics"]) == set(MAP_NAMES)
     for metrics in values["metrics"].values():
         assert set(metrics) == set(METRICS)
         assert all(0 <= value <= 1 for value in metrics.values())

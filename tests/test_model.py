@@ -6,7 +6,7 @@ import torch
 from builders import tiny_config
 from scipy import ndimage
 
-from dmdd_lite.fusion import ATTENTIONS, BIAS, GAIN, SegmentationNetwork, fade_maps, jitter_maps, zoom_maps
+from dmdd_lite.fusion import ATTENTIONS, SegmentationNetwork, fuse
 from dmdd_lite.losses import aim_loss, ngm_loss
 from dmdd_lite.model import MAP_NAMES, build_model, full_size_maps, image_scores, map_names, smooth
 from dmdd_lite.student import DecoderStudent, Decoupling
@@ -34,9 +34,11 @@ def test_a_student_of_one_branch_has_maps_of_it_alone(teacher, student, position
     output = build_model(config, teacher).eval()(torch.rand(1, 3, 64, 64))
     assert output.normality == ()
     assert len(output.position) == 3 * positions
-    assert output.weights.shape == output.inputs.shape == (1, 3 + 3 * positions, 16, 16)
+    assert output.weights.shape == output.maps.shape == (1, 3, 16, 16)
+    assert (output.plus is None) == (not positions)
     maps = full_size_maps(output, config)
-    assert tuple(maps) == map_names(config) == ("fused", "abnormality", *["position"] * positions, "sum")
+    expected = ("fused", "abnormality", "sum", *["plus", "position"] * positions)
+    assert tuple(maps) == map_names(config) == expected
     torch.testing.assert_close(maps["sum"], maps["abnormality"])
 
 
@@ -45,8 +47,8 @@ def test_output_is_the_same_type_in_training_and_evaluation(teacher, student):
     model = build_model(tiny_config(student=student), teacher)
     images = torch.rand(2, 3, 64, 64)
     for output in (model.train()(images), model.eval()(images)):
-        assert output.fused.shape == (2, 16, 16)
-        assert output.weights.shape == output.inputs.shape == (2, 9, 16, 16)
+        assert output.fused.shape == output.plus.shape == output.plain.shape == (2, 16, 16)
+        assert output.weights.shape == output.maps.shape == (2, 6, 16, 16)
         for maps, most in ((output.normality, 2), (output.abnormality, 2), (output.position, np.inf)):
             assert [tuple(m.shape) for m in maps] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
             assert all(m.min() >= 0 and m.max() <= most for m in maps)
@@ -107,18 +109,31 @@ def test_untrained_fusion_is_an_increasing_function_of_the_mean(attention):
     torch.testing.assert_close(output.weights, torch.ones_like(maps))
     assert network.gain > 0
     torch.testing.assert_close(output.logits, network.gain * maps.sum(1) / 6 + network.bias)
-    torch.testing.assert_close(output.fused, output.logits.sigmoid())
 
 
 @pytest.mark.parametrize("skip", [0.0, 0.3, 1.0])
-def test_the_plain_mean_keeps_its_share_of_the_fused_map(skip):
-    network = SegmentationNetwork(skip=skip)
+def test_the_fused_map_mixes_the_network_and_the_plain_mean_of_distances(teacher, skip):
+    model = build_model(tiny_config(fusion_skip=skip), teacher).eval()
+    torch.nn.init.normal_(model.fusion.reweight.weight)
+    model.calibrate(torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        output = model(torch.rand(2, 3, 64, 64))
+        logits = model.fusion(output.maps).logits
+    maps = [*output.normality, *output.abnormality]
+    mean = sum(torch.nn.functional.interpolate(m[:, None], (16, 16), mode="bilinear")[:, 0] for m in maps) / 6
+    plain = 10 * (mean - model.calibration.distance) - 3
+    torch.testing.assert_close(output.plain, plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.fused, ((1 - skip) * logits + skip * output.plain).sigmoid())
+    torch.testing.assert_close(output.fused, fuse(logits, output.plain, skip))
+
+
+def test_the_network_sees_nothing_where_no_map_does():
+    """Its logit is a weighted mean of the maps: -3 where all of them are as on good images."""
+    network = SegmentationNetwork()
     torch.nn.init.normal_(network.reweight.weight)
-    maps = torch.rand(2, 6, 8, 8)
-    output = network(maps)
-    plain = GAIN * maps.sum(1) / 6 + BIAS
-    assert not torch.allclose(output.logits, plain)
-    torch.testing.assert_close(output.fused, ((1 - skip) * output.logits + skip * plain).sigmoid())
+    maps = torch.rand(1, 6, 16, 16)
+    maps[..., 4:8, 4:8] = 0
+    assert torch.equal(network(maps).logits[..., 4:8, 4:8], torch.full((1, 4, 4), -3.0))
 
 
 @pytest.mark.parametrize("attention", list(ATTENTIONS))
@@ -148,6 +163,7 @@ def test_full_size_maps_are_what_they_say(teacher):
     torch.testing.assert_close(maps["position"], sum(logs) / 3)
     odds = (output.fused / (1 - output.fused)).log()
     torch.testing.assert_close(maps["fused"], enlarged(odds).sigmoid())
+    torch.testing.assert_close(maps["plus"], enlarged(output.plus.logit()).sigmoid())
     smoothed = full_size_maps(output, config.replace(smoothing_sigma=8.0))
     torch.testing.assert_close(smoothed["fused"], smooth(enlarged(odds), 2.0).sigmoid())
     torch.testing.assert_close(smoothed["position"], smooth(maps["position"], 2.0))
@@ -172,46 +188,3 @@ def test_same_seed_same_network(teacher):
     a, b, c = (build_model(tiny_config(seed=s), teacher).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(a[k], c[k]) for k in a)
-
-
-def test_fading_draws_the_branches_of_a_damaged_view_towards_the_normal_one():
-    normal, damaged = torch.rand(200, 9, 4, 4), 2 + torch.rand(200, 9, 4, 4)
-    maps = torch.cat((normal, damaged))
-    faded = fade_maps(maps, 6, 0.5, torch.Generator().manual_seed(0))
-    assert torch.equal(faded[:200], normal)
-    assert torch.equal(faded[200:, 6:], damaged[:, 6:])  # positions tell all
-    left = (faded[200:, :6] - normal[:, :6]) / (damaged[:, :6] - normal[:, :6])
-    torch.testing.assert_close(left, left[:, :1, :1, :1].expand_as(left))  # one share a pair
-    shares = left[:, 0, 0, 0]
-    whole = (shares - 1).abs() < 1e-5
-    assert 80 <= whole.sum() <= 120
-    assert shares[~whole].mean().item() == pytest.approx(0.5, abs=0.1)
-    assert shares.min() >= -1e-5
-
-
-def test_nothing_fades_at_a_share_of_0_or_without_branches():
-    maps, untouched = torch.rand(4, 9, 4, 4), torch.Generator().manual_seed(0)
-    assert fade_maps(maps, 6, 0.0, untouched) is maps
-    assert fade_maps(maps, 0, 1.0, untouched) is maps
-    assert torch.equal(untouched.get_state(), torch.Generator().manual_seed(0).get_state())
-
-
-def test_jitter_shifts_each_map_and_zoom_enlarges_maps_and_mask_alike():
-    maps = torch.rand(3, 6, 16, 16) + 0.1
-    jittered = jitter_maps(maps, 0.5, torch.Generator().manual_seed(0))
-    shifts = jittered - maps
-    torch.testing.assert_close(shifts, shifts[..., :1, :1].expand_as(shifts))
-    assert shifts[..., 0, 0].unique().numel() == 18
-    wide = jitter_maps(torch.zeros(4000, 6, 1, 1), 0.5, torch.Generator().manual_seed(0))[..., 0, 0]
-    assert wide.var().item() == pytest.approx(2 * 0.5**2, rel=0.1)
-    assert wide.mean(1).var().item() == pytest.approx((1 + 1 / 6) * 0.5**2, rel=0.1)  # one draw is shared
-    assert torch.equal(jitter_maps(maps, 0.0, torch.Generator()), maps)
-    rng = torch.Generator().manual_seed(0)
-    kept = 0
-    for _ in range(40):
-        both, mask = zoom_maps(maps, maps[:, 0], 3.0, rng)
-        assert both.shape == maps.shape
-        torch.testing.assert_close(both[:, 0], mask)  # the same square of both
-        kept += torch.equal(both, maps)
-    assert 4 <= kept <= 22
-    assert torch.equal(zoom_maps(maps, maps[:, 0], 1.0, rng)[0], maps)

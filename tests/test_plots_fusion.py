@@ -25,7 +25,7 @@ def test_the_network_is_drawn_with_its_attentions_and_boxes_apart():
     assert any("channel\nself" in text.get_text() for text in texts)
     fig.canvas.draw()
     boxes = [text.get_window_extent().padded(5) for text in texts if text.get_bbox_patch()]
-    assert len(boxes) == 9
+    assert len(boxes) == 8
     for i, one in enumerate(boxes):
         assert min(one.x0, one.y0) >= 0
         assert one.x1 <= fig.bbox.x1

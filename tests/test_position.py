@@ -1,7 +1,5 @@
 """What is known of good images, against NumPy: statistics of positions, the student's prior, usual levels."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,7 @@ from builders import tiny_config
 
 from dmdd_lite import position
 from dmdd_lite.detector import Detector
-from dmdd_lite.fusion import Calibration
-from dmdd_lite.losses import cosine_distance
-from dmdd_lite.model import build_model, usual_distances
+from dmdd_lite.model import build_model
 from dmdd_lite.position import PositionStatistics, channel_moments, mean_features
 from dmdd_lite.student import DecoderStudent, set_prior, start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
@@ -386,160 +382,9 @@ def test_the_prior_is_added_to_what_was_learned(student):
         torch.testing.assert_close(found, learned + mean)
     for found, learned in zip(one.abnormality, other.abnormality, strict=True):
         torch.testing.assert_close(found, learned)
-    usual = usual_distances(with_prior.student, features)
-    for found, mean, f in zip(usual, means, features, strict=True):
-        torch.testing.assert_close(found, cosine_distance(mean.expand_as(f), f))
-    assert usual_distances(without.student, features) == ()
-
-
-# ---- usual levels ---------------------------------------------------------------------------------------
-
-
-def flat(*values: float) -> tuple[torch.Tensor, ...]:
-    """Maps of one image that are the same everywhere, 4 x 4, 2 x 2, 4 x 4, ..."""
-    return tuple(torch.full((1, 4 >> k % 2, 4 >> k % 2), v) for k, v in enumerate(values))
-
-
-def test_levels_and_what_is_explained_by_hand():
-    calibration = Calibration(("normality", "position"), scales=2, relative=0.0)
-    calibration.observe(flat(0.18, 0.48, 0.95, 1.95), usual=flat(0.6, 0.64))
-    expected = [math.log(v) for v in (0.2, 0.5, 1.0, 2.0)]
-    torch.testing.assert_close(calibration.level, torch.tensor(expected))
-    torch.testing.assert_close(calibration.explained, torch.tensor([0.7, 0.25]))
-    calibration.observe(flat(0.58, 0.48, 0.95, 1.95), usual=flat(0.58, 0.64), share=0.1)
-    expected[0] = 0.9 * math.log(0.2) + 0.1 * math.log(0.6)
-    torch.testing.assert_close(calibration.level, torch.tensor(expected))
-    torch.testing.assert_close(calibration.explained, torch.tensor([0.63, 0.25]))
-    calibration.observe(flat(0.18, 0.48, 0.95, 1.95))  # a student without a prior
-    torch.testing.assert_close(calibration.explained, torch.tensor([0.63, 0.25]))
-
-
-def test_shares_by_hand():
-    calibration = Calibration(("normality", "abnormality", "position"), scales=3)
-    calibration.explained.copy_(torch.tensor([0.6, 0.3, 0.1]))
-    expected = torch.tensor([1.35, 0.675, 0.225, 1.35, 0.675, 0.225, 2.7, 1.35, 0.45])
-    torch.testing.assert_close(calibration.shares(), expected)
-    calibration.explained.copy_(torch.tensor([0.6, -0.5, 0.005]))  # less than the mean explains
-    torch.testing.assert_close(
-        calibration.shares()[:3] / calibration.shares()[0], torch.tensor([1, 1 / 6, 1 / 6])
-    )
-
-
-@pytest.mark.parametrize(
-    "kinds, of_kinds",
-    [
-        (("normality", "abnormality", "position"), [0.75, 0.75, 1.5]),
-        (("normality", "abnormality"), [1, 1]),
-        (("abnormality", "position"), [1, 1]),
-        (("normality",), [1]),
-    ],
-)
-@pytest.mark.parametrize("by_scale", ["explained", "equal"])
-def test_shares_average_one_and_branches_together_weigh_as_positions(kinds, of_kinds, by_scale):
-    calibration = Calibration(kinds, 3, by_scale)
-    for _ in range(2):
-        shares = calibration.shares().view(len(kinds), 3)
-        torch.testing.assert_close(shares.mean(), torch.ones(()))
-        torch.testing.assert_close(shares.mean(1), torch.tensor(of_kinds, dtype=torch.float32))
-        equal = torch.allclose(shares, shares[:, :1].expand_as(shares))
-        assert equal == (by_scale == "equal" or bool(calibration.explained.eq(1).all()))
-        calibration.observe(flat(*[0.2] * 3 * len(kinds)), usual=flat(0.9, 0.5, 0.25))
-
-
-@pytest.mark.parametrize("relative", [0.0, 0.4])
-def test_calibrated_maps_by_brute_force(relative):
-    rng = torch.Generator().manual_seed(0)
-    maps = tuple(torch.rand(2, side, side, generator=rng) for _ in range(2) for side in (8, 4))
-    calibration = Calibration(("abnormality", "position"), scales=2, relative=relative)
-    calibration.observe(maps, usual=tuple(3 * m for m in maps[:2]), share=0.5)
-    new = tuple(2 * m + 0.1 for m in maps)
-    found = calibration(tuple(m.requires_grad_() for m in new))
-    assert found.shape == (2, 4, 8, 8)
-    assert not found.requires_grad
-    shares, floors = calibration.shares(), (0.02, 0.02, 0.05, 0.05)
-    for k, (m, f) in enumerate(zip(new, floors, strict=True)):
-        logs = (m + f).log()
-        own = [sorted(one.flatten().tolist())[one.numel() // 4 - 1] for one in logs]
-        logs = logs - relative * torch.tensor(own)[:, None, None]
-        enlarged = torch.nn.functional.interpolate(logs[:, None], (8, 8), mode="bilinear")[:, 0]
-        expected = shares[k] * (enlarged - calibration.level[k])
-        torch.testing.assert_close(found[:, k], expected.detach())
-
-
-def test_good_images_are_at_zero_and_one_is_e_times_as_far():
-    calibration = Calibration(("normality", "position"), scales=1, relative=0.0)
-    usual, far = (
-        tuple(torch.full((1, 4, 4), times * (0.3 + floor) - floor) for floor in (0.02, 0.05))
-        for times in (1, math.e)
-    )
-    calibration.observe(usual)
-    torch.testing.assert_close(calibration(usual), torch.zeros(1, 2, 4, 4))
-    torch.testing.assert_close(calibration(far), torch.ones(1, 2, 4, 4))
-
-
-def test_what_is_unusual_everywhere_counts_less_and_where_it_is_stays():
-    """All distances of an image times e^2, and one row's once more: by the share the former count less."""
-    calibration = Calibration(("position",), scales=1, relative=0.5)
-    usual = torch.full((1, 8, 8), 0.95)
-    calibration.observe((usual,))
-    torch.testing.assert_close(calibration((usual,)), torch.zeros(1, 1, 8, 8))
-    everywhere = math.e**2 * (usual + 0.05) - 0.05
-    torch.testing.assert_close(calibration((everywhere,)), torch.ones(1, 1, 8, 8))
-    row = everywhere.clone()
-    row[:, 2] = math.e**2 * (row[:, 2] + 0.05) - 0.05
-    expected = torch.ones(1, 1, 8, 8)
-    expected[:, :, 2] += 2
-    torch.testing.assert_close(calibration((row,)), expected)
-
-
-def test_blended_scores_by_hand():
-    calibration = Calibration(("normality", "position"))
-    good = torch.tensor([[-5.0, 2.0], [-1.0, 1.9], [-3.0, 2.1]])
-    calibration.observe_maxima(good)  # means -3, 2; sums of squares 8, 0.02, and ten times 0.16 for each
-    spread = (torch.tensor([9.6, 1.62]) / 12).sqrt()
-    torch.testing.assert_close(calibration.score_spread, spread)
-    maxima = torch.tensor([[-3.0, 2.0], [-1.5, 2.0], [-3.0, 2.5], [-4.0, 1.0]])
-    ratio = (spread[0] / spread[1]).item()
-    expected = torch.tensor([-3.0, -2.1, -3 + 0.2 * ratio, -3.6 - 0.4 * ratio])
-    torch.testing.assert_close(calibration.blend(maxima).logit(), expected)
-    calibration.score_spread.zero_()  # of a detector made by hand
-    assert calibration.blend(calibration.score_mean.repeat(2, 1)).isfinite().all()
-
-
-@pytest.mark.parametrize("images", [1, 2, 400])
-def test_spread_of_maxima_comes_to_that_of_the_images(images):
-    """One image leaves the usual spread as it is; very many give their own."""
-    calibration = Calibration(("normality", "position"))
-    maxima = 3 * torch.randn(images, 2, generator=torch.Generator().manual_seed(0))
-    calibration.observe_maxima(maxima)
-    if images == 1:
-        torch.testing.assert_close(calibration.score_spread, torch.tensor([0.4, 0.4]))
-    else:
-        usual, own = torch.tensor(0.4), maxima.std(0)
-        assert (calibration.score_spread > usual.minimum(own)).all()
-        assert (calibration.score_spread < usual.maximum(own)).all()
-    if images == 400:
-        torch.testing.assert_close(calibration.score_spread, maxima.std(0), rtol=0.02, atol=0)
 
 
 # ---- together -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes", [{}, {"position_channels": 40, "fusion_scales": "equal"}])
-def test_levels_of_held_out_images_center_the_maps(changes):
-    """Levels are the mean of logarithms over the images that `calibrate` was given, two whole batches."""
-    config = tiny_config(fusion_relative=0.0, precision="float32", **changes)
-    model = build_model(config, build_teacher("test_resnet", "random")).eval()
-    images = torch.randint(0, 256, (16, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    model.calibrate(images)
-    with torch.no_grad():
-        output = model(images.float() / 255)
-    for kind, levels in zip(
-        (output.normality, output.abnormality, output.position), model.calibration.level.split(3), strict=True
-    ):
-        floor = 0.05 if kind is output.position else 0.02
-        expected = torch.stack([(m + floor).log().mean() for m in kind])
-        torch.testing.assert_close(levels, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_fitted_model_saved_and_loaded_gives_the_same(tmp_path):
@@ -549,12 +394,13 @@ def test_a_fitted_model_saved_and_loaded_gives_the_same(tmp_path):
     features = list(model.teacher.stream(images[:6]))
     set_prior(model.student, mean_features(features))
     model.position.fit(lambda: features)
+    model.eval().calibrate(images[6:])
     detector = Detector.calibrated(model, images[6:])
     loaded = Detector.load(detector.save(tmp_path), "cpu")
     assert loaded.threshold == detector.threshold
     for one, other in zip(loaded.output(images), detector.output(images), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     untouched = build_model(config, model.teacher).eval()
-    assert not torch.allclose(untouched(images.float() / 255).inputs, detector.output(images).inputs)
+    assert not torch.allclose(untouched(images.float() / 255).maps, detector.output(images).maps)
     for name, scores in detector.maps(images)[1].items():
         assert torch.equal(loaded.maps(images)[1][name], scores)

@@ -16,10 +16,8 @@ from builders import tiny_config
 
 from dmdd_lite import trainer as trainer_module
 from dmdd_lite import training
-from dmdd_lite.alterations import alter, fusion_view
+from dmdd_lite.alterations import alter
 from dmdd_lite.data import DataError
-from dmdd_lite.detector import Detector
-from dmdd_lite.fusion_training import fusion_inputs, fusion_loss
 from dmdd_lite.losses import flat_distance
 from dmdd_lite.model import build_model
 from dmdd_lite.synthesis import step_generator
@@ -193,7 +191,7 @@ def test_other_training_images_are_noticed(root, only_train, tmp_path):
 @pytest.mark.parametrize(
     "loss, sound, told",
     [("ngm_loss", 4, "L_NGM is nan at iteration 2: lower learning_rate"),
-     ("fusion_loss", 3, "L_MSN is nan at iteration 4: lower fusion_learning_rate")],
+     ("fusion_loss", 1, "L_MSN is nan at iteration 4: lower fusion_learning_rate")],
 )  # fmt: skip
 def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(
     root, tmp_path, monkeypatch, loss, sound, told
@@ -238,63 +236,32 @@ def test_either_view_has_its_own_batch_statistics(root):
     assert not torch.equal(seen[1], seen[3])
 
 
-def at_stage_2(root, **changes):
-    """A trainer of a student that has not learned, whose fusion sees maps as they are."""
-    trainer = make_trainer(root, tiny_config(fusion_start=0.0, position_channels=2, **changes))
-    trainer.config = trainer.config.replace(fusion_fade=0.0, fusion_jitter=0.0, fusion_zoom=1.0)
+def at_stage_2(root):
+    """A trainer of a student that has not learned."""
+    trainer = make_trainer(root, tiny_config(fusion_start=0.0))
     trainer.finish_student()
     return trainer
 
 
-def test_the_fusion_learns_on_maps_of_images_as_if_they_were_new(root):
-    """With fewer channels than images: with more, rounding counts in what is left out."""
-    trainer = at_stage_2(root, fusion_unseen=0.0)
-    pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
-    seen = []
-    trainer.model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    trainer.losses(pairs, index)
-    model, views = trainer.model, [trainer.model.teacher(view) for view in pairs[:2]]
-    positions = [model.position(view, own=views[0]) for view in views]
-    for found, maps in zip(seen[0].chunk(2), positions, strict=True):
-        expected = model.calibration((*maps, *maps, *maps))[:, 6:]
-        torch.testing.assert_close(found[:, 6:], expected, rtol=1e-3, atol=1e-3)
-
-
-def test_the_fusion_learns_with_the_shares_that_it_is_used_with(root):
-    """What scales explain is taken from held-out images before the fusion learns, not from those that the
-    student was trained on; calibrating the detector then finds the same."""
-    trainer = at_stage_2(root)
-    calibration, images = trainer.model.calibration, trainer.data.images
-    learned = calibration.explained.clone()
-    trainer.model.calibrate(images, shares=False)
-    assert torch.equal(calibration.explained, learned)
-    Detector.calibrated(trainer.model, trainer.data.held_out)
-    assert torch.equal(calibration.explained, learned)
-    trainer.model.calibrate(images)
-    assert not torch.allclose(calibration.explained, learned, rtol=1e-3)
-
-
 def test_the_levels_of_stage_2_are_those_of_the_training_images(root):
-    """As if each were a new one: the logarithms of their maps are 0 on average."""
+    """The logarithms of their maps are 0 on average."""
     model, images = (trainer := at_stage_2(root)).model, trainer.data.images.float() / 255
     with torch.no_grad():
-        maps = model(images, trained_on=True).inputs / model.calibration.shares()[:, None, None]
-    torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(9), rtol=0, atol=1e-4)
+        maps = model(images).maps
+    torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
 
 
-def test_every_other_iteration_the_fusion_sees_alterations_instead_of_textures(root):
-    trainer = at_stage_2(root, fusion_unseen=0.5)
-    pairs, seen = trainer.pairs.batch(0), []
+def test_the_fusion_sees_alterations_instead_of_textures(root):
+    trainer = at_stage_2(root)
+    pairs, seen = trainer.pairs.batch(1), []
     trainer.model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for trainer.iteration in (1, 2):
-        trainer.losses(pairs)
-        images = alter(pairs.normal, pairs.mask, step_generator(trainer.config.seed, "alterations", 1))
-        views = pairs.normal, images if trainer.iteration == 1 else pairs.anomalous
-        own = trainer.model.teacher(pairs.normal)
-        for found, view in zip(seen.pop().chunk(2), views, strict=True):
-            maps = trainer.model.distances(view, trainer.model.teacher(view), own)
-            expected = trainer.model.calibration(sum(maps, ()))
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    trainer.iteration = 1
+    trainer.losses(pairs)
+    altered = alter(pairs.normal, pairs.mask, step_generator(trainer.config.seed, "alterations", 1))
+    for found, view in zip(seen.pop().chunk(2), (pairs.normal, altered), strict=True):
+        with torch.no_grad():
+            expected = trainer.model(view).maps
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_student_learns_before_the_fusion_and_is_left_alone_by_it(root):
@@ -315,34 +282,12 @@ def test_the_student_learns_before_the_fusion_and_is_left_alone_by_it(root):
         assert losses.msn.isfinite() == (trainer.iteration == 6)
 
 
-def test_every_step_of_an_iteration_sees_the_same_maps_varied_anew(root):
-    """Three at once are three by hand."""
-    trainer, by_hand = (make_trainer(root, tiny_config(fusion_start=0.0, fusion_updates=3)) for _ in range(2))
-    losses = trainer.step()
-    by_hand.finish_student()
-    pairs, config, fusion = by_hand.pairs.batch(0), by_hand.config, by_hand.model.fusion
-    views = [pairs.normal, fusion_view(pairs, config, 0)]
-    maps = fusion_inputs(by_hand.model, views, [by_hand.model.teacher(view) for view in views])
-    masks = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
-    optimizer = torch.optim.Adam(
-        fusion.parameters(), config.fusion_learning_rate * learning_rate_factor(config, 0), config.betas
-    )
-    for step in range(3):
-        optimizer.zero_grad()
-        loss = fusion_loss(fusion, maps, masks, config, step)
-        loss.backward()
-        optimizer.step()
-    assert losses.msn.item() == pytest.approx(loss.item(), rel=1e-4)
-    for name, weight in fusion.state_dict().items():
-        torch.testing.assert_close(trainer.model.fusion.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     "change",
     [
         {"fusion_attention": ("self",), "fusion_skip": 0.1, "smoothing_sigma": 2.0},
         {"position_channels": 5, "position_context": 0},
-        {"position_maps": False, "fusion_unseen": 0.0},
+        {"position_maps": False},
         {"iterations": 12, "fusion_start": 0.25},
         {"fusion_start": 1.0, "iterations": 3},
     ],
@@ -356,6 +301,21 @@ def test_a_fusion_refitted_is_that_of_a_whole_training(root, change):
     assert whole.detector.threshold == found.detector.threshold
     learned = whole.history[whole.history["iteration"] >= 3].reset_index(drop=True)
     pd.testing.assert_frame_equal(learned, found.history, check_dtype=len(learned) > 0)
+
+
+def test_the_weight_of_plus_is_chosen_on_held_out_images(root):
+    """64 good views and 64 altered ones, of images that training has not seen."""
+    found = train(tiny_config(holdout=0.3), root, "lever", device="cpu", progress=False).detector
+    model, data = found.model, make_trainer(root, tiny_config(holdout=0.3)).data
+    batches = list(training.altered_maps(model, data.held_out, False))
+    masks = torch.cat([mask for *_, mask in batches]).unflatten(0, (8, 2, 8))
+    assert not masks[:, 0].any()
+    assert masks[:, 1].flatten(2).any(2).float().mean() > 0.5
+    with torch.no_grad():
+        maps = model(data.held_out[torch.arange(8) % len(data.held_out)].float() / 255)
+    torch.testing.assert_close(batches[0][0], maps.fused)
+    chosen = model.plus.weight.item()
+    assert model.plus.choose(iter(batches)) == pytest.approx(chosen)
 
 
 def test_a_fusion_is_not_refitted_for_another_student(root):

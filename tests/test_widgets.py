@@ -19,7 +19,7 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer, pictures
 from dmdd_lite.explorer import view as views
-from dmdd_lite.explorer.model import CACHED
+from dmdd_lite.explorer.model import CACHED, WHOLE
 from dmdd_lite.images import DataError, load_images
 from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES, build_model
@@ -61,7 +61,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def show(explorer, index: int, values: np.ndarray, truth: np.ndarray | None, name="fused"):
+def show(explorer, index: int, values: np.ndarray, truth: np.ndarray | None, name="plus"):
     """Put a map and a ground truth of a test's choice in the place of the predicted ones."""
     seen = explorer.see(index)
     explorer._seen[index] = seen._replace(maps={**seen.maps, (name, 0): values}, truth=truth)
@@ -86,7 +86,7 @@ def test_maps_are_the_detectors_own(shared, detector, category):
     assert not shared.see(0).truth.any()
 
 
-@pytest.mark.parametrize("name", MAP_NAMES[1:])
+@pytest.mark.parametrize("name", [name for name in MAP_NAMES if name not in WHOLE])
 def test_the_scales_add_up(shared, name):
     """Interpolation and smoothing are linear."""
     parts = [shared.anomaly_map(3, name, scale) for scale in (1, 2, 3)]
@@ -113,7 +113,7 @@ def test_maps_at_a_single_scale_by_their_formulas(detector, category, scale):
 @pytest.mark.parametrize(
     "changes, names",
     [
-        ({"branches": ("abnormality",)}, ("fused", "abnormality", "position", "sum")),
+        ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
         ({"branches": ("normality",), "position_maps": False}, ("fused", "normality", "sum")),
         ({"position_maps": False}, ("fused", "normality", "abnormality", "sum")),
     ],
@@ -123,13 +123,13 @@ def test_models_that_lack_a_kind_of_map(detector, category, changes, names):
     model = build_model(detector.config.replace(**changes), detector.model.teacher)
     explorer = Explorer(Detector(model), category, progress=False)
     assert explorer.names == names
-    assert set(explorer.see(2).maps) == {(n, k) for n in names for k in range(4) if n != "fused" or not k}
+    assert set(explorer.see(2).maps) == {(n, k) for n in names for k in range(4) if n not in WHOLE or not k}
     branch = model.config.branches[0]
     if len(model.config.branches) == 1:
         np.testing.assert_allclose(explorer.anomaly_map(2, "sum", 2), explorer.anomaly_map(2, branch, 2))
     for distance in explorer.distances(2, 40, 70):
         known = {name for name in distance._fields[1:] if getattr(distance, name) is not None}
-        assert known == set(names) - {"fused", "sum"}
+        assert known == set(names) - {*WHOLE, "sum"}
     pytest.importorskip("ipywidgets")
     view = widgets.ExplorerView(explorer, 2)
     assert tuple(name for _, name in view.map.options) == names
@@ -207,10 +207,10 @@ def test_neighbours_are_sorted_and_of_their_kind(shared, category):
 def test_without_labels_the_decision_counts(detector, folder):
     explorer = Explorer(detector, folder, progress=False)
     assert [item.name for item in explorer.items] == ["a.png", "b.png", "deep/c.png"]
-    middle = float(np.sort(explorer.scores())[1])
+    middle = float(np.sort(explorer.scores("plus"))[1])
     explorer.detector = Detector(detector.model, threshold=middle)
     good, bad = explorer.neighbours(0, count=9)
-    assert [explorer.is_bad(i) for i in range(3)] == (explorer.scores() > middle).tolist()
+    assert [explorer.is_bad(i) for i in range(3)] == (explorer.scores("plus") > middle).tolist()
     assert sorted([0, *good, *bad]) == [0, 1, 2]
     reading = explorer.read(0, 0.0)
     assert (reading.precision, reading.recall) == (None, None)
@@ -219,7 +219,7 @@ def test_without_labels_the_decision_counts(detector, folder):
 
 
 def test_thresholds_start_where_the_rule_says(shared, detector, category):
-    assert shared.threshold() == detector.threshold
+    assert shared.threshold("plus") == detector.threshold
     good = shared.scores("normality", 2)[~category.labels]
     assert shared.threshold("normality", 2) == pytest.approx(good.max())
     low, high = shared.limits("normality", 2)
@@ -321,7 +321,7 @@ def test_every_control_changes_the_picture(view, control, value):
 
 
 def test_picture_is_the_blend_with_outlines(view, explorer):
-    drawn = pictures.blended(explorer, 4, "fused", 0, view.threshold.value, view.blend.value)
+    drawn = pictures.blended(explorer, 4, "plus", 0, view.threshold.value, view.blend.value)
     where = (view.x.value + 0.5) / 80, (view.y.value + 0.5) / 80
     assert np.array_equal(decoded(view.picture), pictures.cross_hair(drawn, *where))
 
@@ -363,7 +363,7 @@ def test_fused_has_one_scale_and_other_maps_have_four(view, explorer):
     view.scale.value = 3
     assert view.threshold.value == pytest.approx(explorer.threshold("normality", 3))
     assert view.threshold.max == pytest.approx(explorer.limits("normality", 3)[1])
-    view.map.value = "fused"
+    view.map.value = "plus"
     assert (view.scale.value, view.scale.disabled) == (0, True)
     assert (view.threshold.value, view.threshold.max) == (explorer.detector.threshold, 1)
 

@@ -18,12 +18,12 @@ from ..data import Category
 from ..detector import Detector
 from ..evaluation import Evaluation
 from ..files import Progress
-from ..fusion import map_kinds
 from ..images import read_image, read_mask
-from ..model import ModelOutput, full_size_maps, image_scores, map_names
+from ..model import ModelOutput, decisive_map, full_size_maps, image_scores, map_names
 from .items import Item, find_items, read_bytes, shown
 
 ALL_SCALES = 0
+WHOLE = ("fused", "plus")  # maps that exist at all scales together only
 CACHED, BATCH = 8, 8  # images whose maps are kept; images predicted at once
 SIDE = 512  # longest side of a shown picture
 
@@ -87,7 +87,9 @@ class Explorer:
         self.items: list[Item] = found if whole else [found[i] for i in spaced]
         self.left_out = len(found) - len(self.items)
         self.count = len(self.items)  # uploads come after these
-        self.names = map_names(detector.config)  # all but fused can be had at a single scale
+        self.decisive = decisive_map(detector.config)
+        # the deciding map first; all but fused and plus can be had at a single scale
+        self.names = tuple(sorted(map_names(detector.config), key=lambda name: name != self.decisive))
         strides = detector.model.teacher.info.strides
         self.scales = ("all scales", *(f"stride {stride}" for stride in strides))
         self._seen: OrderedDict[int, Seen] = OrderedDict()
@@ -158,7 +160,7 @@ class Explorer:
         defect = self.items[index].defect
         if defect is not None:
             return defect != "good"
-        return bool(self.scores("fused")[index] > self.detector.threshold)
+        return bool(self.scores(self.decisive)[index] > self.detector.threshold)
 
     @property
     def is_labelled(self) -> bool:
@@ -166,26 +168,28 @@ class Explorer:
 
     # ---- maps and what a threshold makes of them ---------------------------------------------------------
 
-    def anomaly_map(self, index: int, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
-        """Smoothed map (S, S): one of `names`, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse."""
-        return self.see(index).maps[name, scale]
+    def anomaly_map(self, index: int, name: str = "", scale: int = ALL_SCALES) -> np.ndarray:
+        """Smoothed map (S, S): one of `names`, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse. Here and
+        below '' is the map that decides."""
+        return self.see(index).maps[name or self.decisive, scale]
 
-    def scores(self, name: str = "fused", scale: int = ALL_SCALES) -> np.ndarray:
+    def scores(self, name: str = "", scale: int = ALL_SCALES) -> np.ndarray:
         """Image scores (N,) under the detector's rule; uploads at the end."""
-        return self._statistics(name, scale)[:, 2]
+        return self._statistics(name or self.decisive, scale)[:, 2]
 
-    def limits(self, name: str = "fused", scale: int = ALL_SCALES) -> tuple[float, float]:
-        """The map's range over all images, which colours and the threshold share; of the fused map 0 to 1."""
-        if name == "fused":
+    def limits(self, name: str = "", scale: int = ALL_SCALES) -> tuple[float, float]:
+        """The map's range over all images, for colours and threshold; of fused and plus 0 to 1."""
+        name = name or self.decisive
+        if name in WHOLE:
             return 0.0, 1.0
         rows = self._statistics(name, scale)
         low, high = float(rows[:, 0].min()), float(rows[:, 1].max())
         return (low, high) if high > low else (low, low + 1e-6)
 
-    def threshold(self, name: str = "fused", scale: int = ALL_SCALES) -> float:
-        """Where a threshold starts: the detector's own, known for the fused map only; else, by the rule that
-        made that one, the quantile of the scores of these good images. [ours]"""
-        if name == "fused":
+    def threshold(self, name: str = "", scale: int = ALL_SCALES) -> float:
+        """Where a threshold starts: the detector's own for its deciding map; else, by the rule that made that
+        one, the quantile of the scores of these good images. [ours]"""
+        if (name or self.decisive) == self.decisive:
             return self.detector.threshold
         scores = self.scores(name, scale)[: self.count]
         good = [score for index, score in enumerate(scores) if not self.is_bad(index)]
@@ -193,7 +197,7 @@ class Explorer:
             return float(np.median(scores))
         return float(np.quantile(good, self.detector.config.threshold_quantile))
 
-    def read(self, index: int, threshold: float, name: str = "fused", scale: int = ALL_SCALES) -> Reading:
+    def read(self, index: int, threshold: float, name: str = "", scale: int = ALL_SCALES) -> Reading:
         """Regions (8-connected), precision and recall of the pixels above the threshold."""
         above, truth = self.anomaly_map(index, name, scale) > threshold, self.see(index).truth
         regions = ndimage.label(above, structure=np.ones((3, 3)))[1]
@@ -224,7 +228,7 @@ class Explorer:
         return [Distance(scale, *(value(m, k) for m in kinds)) for k, scale in enumerate(self.scales[1:])]
 
     def neighbours(
-        self, index: int, name: str = "fused", scale: int = ALL_SCALES, count: int = 3
+        self, index: int, name: str = "", scale: int = ALL_SCALES, count: int = 3
     ) -> tuple[list[int], list[int]]:
         """The good and the anomalous images whose scores are nearest to this one's, the nearest first."""
         scores = self.scores(name, scale)
@@ -250,9 +254,9 @@ class Explorer:
         maps, scores = ({(name, ALL_SCALES): part[name] for name in self.names} for part in (full, own))
         output = ModelOutput(*map(_on_cpu, output))
         for k in range(1, len(self.scales)):
-            one = {kind: getattr(output, kind)[k - 1 : k] for kind in map_kinds(config)}
+            one = {kind: getattr(output, kind)[k - 1 : k] for kind in Distance._fields[1:]}
             full = full_size_maps(output._replace(**one), config)
-            single = {(name, k): full[name] for name in self.names if name != "fused"}
+            single = {(name, k): full[name] for name in self.names if name not in WHOLE}
             maps |= single
             scores |= {key: image_scores(values, config) for key, values in single.items()}
         return maps, scores, output
@@ -276,5 +280,7 @@ class Explorer:
         self._rows = {key: np.concatenate(rows) for key, rows in parts.items()}
 
 
-def _on_cpu(values: torch.Tensor | tuple[torch.Tensor, ...]):
-    return tuple(map(_on_cpu, values)) if isinstance(values, tuple) else values.float().cpu()
+def _on_cpu(values: torch.Tensor | tuple[torch.Tensor, ...] | None):
+    if isinstance(values, tuple):
+        return tuple(map(_on_cpu, values))
+    return None if values is None else values.float().cpu()

@@ -5,11 +5,12 @@ from html import escape
 
 import numpy as np
 
-from ..fusion import FLOOR
-from .model import Distance, Explorer, Reading
+from ..plus import POSITION_FLOOR
+from .model import WHOLE, Distance, Explorer, Reading
 
 MAPS = {
-    "fused": ("Fused", "anomaly map of the segmentation network, in [0, 1]"),
+    "fused": ("Fused", "DMDD: anomaly map of the segmentation network, in [0, 1]"),
+    "plus": ("Plus", "DMDD+: the fused map and the position map together, in [0, 1]"),
     "normality": (
         "Normality",
         "1 - cosine of the normality features: departs from what a good part looks like",
@@ -49,14 +50,15 @@ def sentence(reading: Reading) -> str:
 def unit(explorer: Explorer, name: str, scale: int) -> str:
     """What the numbers of a map's threshold mean, and where it starts."""
     start = explorer.threshold(name, scale)
-    if name == "fused":
-        blend = "; the image score blends it with the coarsest position map" * explorer.detector.blends
-        return f"Fused map, in [0, 1]{blend}. Starts at the detector's threshold, {start:.3f}."
+    if name == explorer.decisive:
+        return f"{MAPS[name][0]} map, in [0, 1]. Starts at the detector's threshold, {start:.3f}."
     scales, branches = 1 if scale else len(explorer.scales) - 1, len(explorer.detector.config.branches)
     parts = scales * (branches if name == "sum" else 1)
     unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
+    if name in WHOLE:
+        unit = "in [0, 1]"
     if name == "position":
-        unit = f"log(1 + distance / {FLOOR['position']})" + f", mean of {scales} scales" * (scales > 1)
+        unit = f"log(1 + distance / {POSITION_FLOOR})" + f", mean of {scales} scales" * (scales > 1)
     quantile = explorer.detector.config.threshold_quantile
     rule = "highest score" if quantile == 1 else f"{quantile:g} quantile of the scores"
     return f"{MAPS[name][0]}: {unit}. Starts at the {rule} of the good images here, {start:.3f}."

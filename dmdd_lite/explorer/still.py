@@ -13,12 +13,13 @@ BLEND = 0.6  # at first
 def static_figure(
     explorer: Explorer,
     index: int,
-    name: str = "fused",
+    name: str = "",
     scale: int = ALL_SCALES,
     threshold: float | None = None,
     share: float = BLEND,
 ) -> Figure:
     """What the controls show, as a figure: the image with the ground truth, the blended picture, the map."""
+    name = name or explorer.decisive
     threshold = explorer.threshold(name, scale) if threshold is None else threshold
     seen, reading = explorer.see(index), explorer.read(index, threshold, name, scale)
     height, width = seen.picture.shape[:2]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..images import DataError
 from . import pictures
 from .items import shown
-from .model import ALL_SCALES, Explorer, Seen
+from .model import ALL_SCALES, WHOLE, Explorer, Seen
 from .readouts import MAPS, STYLE, distance_table, legend, reading_table, thumbnail, unit
 from .still import BLEND, static_figure
 
@@ -206,7 +206,7 @@ class ExplorerView:
         if self._busy:
             return
         with self._quietly():
-            self.scale.disabled = self.map.value == "fused"
+            self.scale.disabled = self.map.value in WHOLE
             if self.scale.disabled:
                 self.scale.value = ALL_SCALES
             self._fit_threshold(self._first_threshold())

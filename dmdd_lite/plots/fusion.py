@@ -23,7 +23,7 @@ PANELS = dict(
 
 @styled
 def plot_msn(attentions: tuple[str, ...]) -> Figure:
-    """The segmentation network drawn as boxes, from nine calibrated maps to one, with the attentions of
+    """The segmentation network drawn as boxes, from six calibrated maps to one, with the attentions of
     these names."""
     fig = new_figure(WIDTH, 3.1, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
@@ -31,15 +31,14 @@ def plot_msn(attentions: tuple[str, ...]) -> Figure:
     ax.set_axis_off()
     named = "\n".join(attentions) or "none"
     for x, y, text, colour in (
-        (1.1, 3.4, "nine maps,\ncalibrated\n$m_1 \\ldots m_9$", PLAIN),
+        (1.1, 3.4, "six maps,\ncalibrated\n$m_1 \\ldots m_6$", PLAIN),
         (3.9, 3.4, "perceptions\n3×3, dilated", NETWORK),
         (6.75, 3.4, f"attention:\n{named}", ATTENTION),
         (9.35, 3.4, "1×1\n$1 + \\tanh$", NETWORK),
-        (11.9, 3.4, "weights\n$w_1 \\ldots w_9$", PLAIN),
-        (11.9, 5.4, "3×3, 1×1\ncorrection $c$", NETWORK),
-        (15.8, 3.4, "MSN alone\n$g\\,\\overline{w_k m_k} + b + c$", RESULT),
+        (11.9, 3.4, "weights\n$w_1 \\ldots w_6$", PLAIN),
+        (15.8, 3.4, "MSN alone\n$g\\,\\overline{w_k m_k} + b$", RESULT),
         (15.8, 0.7, "fused map $\\sigma(\\cdot)$", RESULT),
-        (9.35, 0.7, "plain mean $2\\,\\overline{m_k} - 3$", PLAIN),
+        (9.35, 0.7, "plain mean $10\\,(\\overline{d_k} - \\bar d) - 3$", PLAIN),
     ):
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
         ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=box)
@@ -49,9 +48,6 @@ def plot_msn(attentions: tuple[str, ...]) -> Figure:
         ((7.75, 3.4), (8.5, 3.4)),
         ((10.2, 3.4), (11.1, 3.4)),
         ((12.7, 3.4), (14.2, 3.4)),
-        ((7.75, 3.9), (10.8, 5.3)),
-        ((11.9, 3.95), (11.9, 4.85)),
-        ((13.0, 5.3), (14.6, 4.1)),
         ((1.4, 2.8), (7.5, 0.75)),
         ((11.3, 0.7), (14.5, 0.7)),
         ((15.8, 2.7), (15.8, 1.15)),

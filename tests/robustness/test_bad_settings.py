@@ -186,7 +186,7 @@ def test_from_dict_takes_known_fields_alone(values, tally):
 def test_the_largest_values_work(root):
     most = 2**63 - 1
     counts = {"seed": most, "score_top": most, "texture_limit": most, "position_channels": most}
-    shares = {"smoothing_sigma": 60.0, "fusion_zoom": 16.0, "fusion_jitter": 10.0, "perlin_rotation": 360.0}
+    shares = {"smoothing_sigma": 60.0, "perlin_rotation": 360.0}
     shares |= {"perlin_threshold": 1.0, "feature_memory": 1e300, "warmup": 0.9, "clip_norm": 1e30}
     parts = {"fusion_perceptions": (64,), "opacity": (0, 0), "perlin_scales": (7, 8)}
     config = tiny_config(iterations=2, score_rule="top", **counts, **shares, **parts)

@@ -494,8 +494,8 @@ def options(**values):
 
 
 SETTINGS_CHANGES = {
-    "newer format": (change(format=5), "format 5, not 4; .*update dmdd_lite if it is newer"),
-    "older format": (change(format=1), "format 1, not 4; train it again"),
+    "newer format": (change(format=6), "format 6, not 5; .*update dmdd_lite if it is newer"),
+    "older format": (change(format=1), "format 1, not 5; train it again"),
     "no format": (lambda s: s.pop("format"), "lacks 'format'"),
     "another format": (change(format="x" * 10**5), "format"),
     "newer field": (change("config", shiny=True), "field shiny.*newer version.*update dmdd_lite"),
