@@ -68,12 +68,16 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 def summary(results, folder: Path, took: str) -> str:
     """What a newcomer needs at the end: the numbers, what they mean, and where to look."""
-    table = results_table(results)
+    tables = {of: results_table(results, of)[["seeds", *METRICS]].to_markdown() for of in ("fused", "plus")}
     return "\n".join(
         [
-            f"DMDD on the embedded samples, {took}. Fused map in percent, 100 is best:",
+            f"The embedded samples, {took}. In percent, 100 is best.",
             "",
-            table[["seeds", *METRICS]].to_markdown(),
+            "DMDD (map fused):",
+            tables["fused"],
+            "",
+            "DMDD+ (map plus), by which the detectors decide:",
+            tables["plus"],
             "",
             "image_auroc: are defective images ranked above good ones?   aupro: are their defects outlined?",
             f"pictures:  {folder / 'figures'}",

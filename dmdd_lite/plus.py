@@ -46,8 +46,8 @@ class Plus(nn.Module):
     def choose(self, batches: Iterable[tuple[Tensor, Features, Tensor]]) -> float:
         """Set the weight to the one of WEIGHTS with the highest pixel AP and return it.
 
-        batches: fused maps, position maps and masks (B, H, W) bool. Ties go to the smaller weight. It stays as it is
-        without a damaged pixel, and where a map is not finite.
+        batches: fused maps, position maps and masks (B, H, W) bool. Ties go to the smaller weight. It
+        stays as it is without a damaged pixel, and where a map is not finite.
         """
         logits, masks = [], []
         for fused, position, mask in batches:

@@ -25,13 +25,13 @@ PANELS = dict(
 def plot_msn(attentions: tuple[str, ...]) -> Figure:
     """The segmentation network drawn as boxes, from six calibrated maps to one, with the attentions of
     these names."""
-    fig = new_figure(WIDTH, 3.1, layout="none")
+    fig = new_figure(WIDTH, 2.4, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 18), ylim=(0, 6.2))
+    ax.set(xlim=(0, 18), ylim=(0, 4.8))
     ax.set_axis_off()
     named = "\n".join(attentions) or "none"
     for x, y, text, colour in (
-        (1.1, 3.4, "six maps,\ncalibrated\n$m_1 \\ldots m_6$", PLAIN),
+        (1.2, 3.4, "distances $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$", PLAIN),
         (3.9, 3.4, "perceptions\n3×3, dilated", NETWORK),
         (6.75, 3.4, f"attention:\n{named}", ATTENTION),
         (9.35, 3.4, "1×1\n$1 + \\tanh$", NETWORK),
@@ -43,11 +43,11 @@ def plot_msn(attentions: tuple[str, ...]) -> Figure:
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
         ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=box)
     for points in (
-        ((2.1, 3.4), (2.85, 3.4)),
+        ((2.2, 3.4), (2.85, 3.4)),
         ((5.0, 3.4), (5.75, 3.4)),
         ((7.75, 3.4), (8.5, 3.4)),
         ((10.2, 3.4), (11.1, 3.4)),
-        ((12.7, 3.4), (14.2, 3.4)),
+        ((12.7, 3.4), (14.9, 3.4)),
         ((1.4, 2.8), (7.5, 0.75)),
         ((11.3, 0.7), (14.5, 0.7)),
         ((15.8, 2.7), (15.8, 1.15)),
