@@ -17,7 +17,6 @@ from dmdd_lite.synthesis import (
     perlin_noise,
     step_generator,
 )
-from dmdd_lite.training_data import turn
 
 
 def loop_perlin(gradients, cells, angle, shift, size):
@@ -236,25 +235,3 @@ def test_foregrounds_of_a_category():
 def test_otsu_splits_two_clusters():
     values = np.concatenate((np.full(50, 1.0), np.full(7, 9.0)))
     assert 1 < synthesis.otsu_threshold(values) < 9
-
-
-def test_turned_views_keep_shape_and_distances_and_half_are_mirrored():
-    size, count = 96, 32
-    images = torch.zeros(count, 3, size, size)
-    images[:, 0, 44:52, 68:76] = images[:, 1, 20:28, 44:52] = 1  # right of the centre, and above it
-    foreground = images[:, 0] > 0.5
-    turned, moved = turn(images, foreground, torch.Generator().manual_seed(0))
-    assert ((turned[:, 0] > 0.5) ^ moved).float().mean() < 0.002
-    place = torch.arange(size) + 0.5 - size / 2
-    centres = []
-    for blob in turned[:, :2].unbind(1):
-        weight = blob.sum((1, 2))
-        torch.testing.assert_close(weight, torch.full((count,), 64.0), atol=2, rtol=0)
-        centres.append(torch.stack(((blob.sum(1) * place).sum(1), (blob.sum(2) * place).sum(1)), 1))
-        centres[-1] /= weight[:, None]
-        torch.testing.assert_close(centres[-1].norm(dim=1), torch.full((count,), 24.0), atol=0.3, rtol=0)
-    (x, y), (u, v) = centres[0].T, centres[1].T
-    torch.testing.assert_close(x * u + y * v, torch.zeros(count), atol=8, rtol=0)  # still a right angle
-    mirrored = x * v - y * u > 0
-    assert 8 < mirrored.sum() < 24
-    assert torch.atan2(y, x).std() > 1
