@@ -83,15 +83,18 @@ def build(fields: dict, options):
 def parts(trainer, times: int, calls: int) -> dict[str, float]:
     """Seconds of the parts of an iteration, each on its own."""
     from dmdd_lite.device import autocast
-    from dmdd_lite.fusion_training import fusion_loss
+    from dmdd_lite.losses import msn_loss
 
     model, device, config = trainer.model, trainer.device, trainer.config
     networks = getattr(trainer, "networks", {"fusion": model.fusion})  # as they are trained: compiled or not
     pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
     views = [pairs.normal, pairs.anomalous]
+    seen = []  # by the fusion, whatever a peer's output calls it
+    hook = model.fusion.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with autocast(device, config.precision), torch.no_grad():
-        output = model(pairs.normal)
-        seen = torch.cat([output.maps] * 2)
+        model(pairs.normal)
+    hook.remove()
+    seen = torch.cat(seen * 2)
     mask = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
 
     def teach():
@@ -100,7 +103,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
 
     def fuse():
         with autocast(device, config.precision):
-            fusion_loss(networks["fusion"], seen, mask, config).backward()
+            msn_loss(networks["fusion"](seen).logits, mask, config.fusion_loss).backward()
 
     ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "fusion (MSN)": fuse}
     for way in ways.values():  # the first calls warm up

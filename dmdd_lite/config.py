@@ -315,11 +315,6 @@ class Config:
         """Iterations that train the student; those after them train the segmentation network."""
         return max(round(self.fusion_start * self.iterations), self.iterations - self.fusion_iterations)
 
-    @property
-    def varies(self) -> bool:
-        """Whether training sees its images changed, so that nothing known of an image holds for its view."""
-        return self.illumination > 0
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         values = dataclasses.asdict(self)

@@ -91,7 +91,7 @@ def evaluate_fusion(
     output, parts = fuse_again(kept.output, fusion, skip), []
     for start in range(0, len(kept.images), MAX_ROWS):
         rows = slice(start, start + MAX_ROWS)
-        part = ModelOutput(*(_rows(values, rows) for values in output))
+        part = output.apply(lambda m, rows=rows: m[rows])
         full = full_size_maps(part, kept.config)
         parts.append({name: full[name] for name in of})
     joined = {name: torch.cat([part[name] for part in parts]) for name in of}
@@ -101,12 +101,6 @@ def evaluate_fusion(
     return Evaluation(
         kept.category, kept.images.numpy(), kept.masks, labels, maps, scores, metrics, float("nan")
     )
-
-
-def _rows(values, rows: slice):
-    if isinstance(values, tuple):
-        return tuple(m[rows] for m in values)
-    return None if values is None else values[rows]
 
 
 def train_fusions(

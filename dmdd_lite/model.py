@@ -1,5 +1,6 @@
 """DMDD put together: teacher, student and segmentation network, from images to anomaly maps."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,16 @@ class ModelOutput(NamedTuple):
     maps: Tensor
     plain: Tensor
 
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelOutput":
+        """The same with every tensor changed."""
+
+        def changed(values):
+            if isinstance(values, tuple):
+                return tuple(map(changed, values))
+            return None if values is None else change(values)
+
+        return ModelOutput(*map(changed, self))
+
 
 class DMDD(nn.Module):
     """forward: images (B, 3, H, W), RGB in [0, 1], H and W multiples of 32 -> ModelOutput.
@@ -57,8 +68,12 @@ class DMDD(nn.Module):
     def forward(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
         """trained_on: these are training images, for which the position statistics are leave-one-out."""
         features = self.teacher(images)
+        return self.of_features(images, features, features if trained_on else None)
+
+    def of_features(self, images: Tensor, features: Features, own: Features | None = None) -> ModelOutput:
+        """`forward` of images whose teacher features are known; own as in PositionStatistics."""
         branches = self.branch_maps(images, features)
-        position = () if self.position is None else self.position(features, features if trained_on else None)
+        position = () if self.position is None else self.position(features, own)
         inputs = self.calibration(sum(branches, ()))
         output = self.fusion(inputs.maps)
         fused = fuse(output.logits, inputs.plain, self.config.fusion_skip)

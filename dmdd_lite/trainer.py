@@ -105,7 +105,7 @@ class Trainer:
     def teacher_features(self, views: list[Tensor], index: Tensor | None) -> list[tuple[Tensor, ...]]:
         """T(x_n) and T(x_a); the former from memory if it is kept and `index` tells the images."""
         teacher = self.networks["teacher"]
-        if self.known is None or index is None or self.config.varies:
+        if self.known is None or index is None or self.config.illumination:
             together = torch.cat(views).contiguous(memory_format=torch.channels_last)
             features = [f.chunk(len(views)) for f in teacher(together)]
             return [tuple(f[view] for f in features) for view in range(len(views))]

@@ -25,7 +25,6 @@ from .config import Config, student_differences
 from .detector import Detector
 from .device import autocast, resolve_device, unit_range
 from .files import Progress
-from .fusion import fuse
 from .losses import resize_mask
 from .model import DMDD, build_model
 from .student import is_standardised
@@ -223,10 +222,8 @@ def altered_maps(model: DMDD, good: torch.Tensor, trained_on: bool, count: int =
             features = [model.teacher(view) for view in views]
             own = features[0] if trained_on else None
             for view, seen, area in zip(views, features, (torch.zeros_like(mask), mask), strict=True):
-                inputs = model.calibration(sum(model.branch_maps(view, seen), ()))
-                fused = fuse(model.fusion(inputs.maps).logits, inputs.plain, config.fusion_skip)
-                share = resize_mask(area, fused.shape[1:])
-                yield fused, model.position(seen, own), share > 0.5
+                output = model.of_features(view, seen, own)
+                yield output.fused, output.position, resize_mask(area, output.fused.shape[1:]) > 0.5
 
 
 def train(

@@ -252,7 +252,7 @@ class Explorer:
         batch = torch.stack([read_image(image, config.image_size) for image in pixels])
         full, own, output = self.detector.maps(batch)
         maps, scores = ({(name, ALL_SCALES): part[name] for name in self.names} for part in (full, own))
-        output = ModelOutput(*map(_on_cpu, output))
+        output = output.apply(lambda m: m.float().cpu())
         for k in range(1, len(self.scales)):
             one = {kind: getattr(output, kind)[k - 1 : k] for kind in Distance._fields[1:]}
             full = full_size_maps(output._replace(**one), config)
@@ -278,9 +278,3 @@ class Explorer:
                     parts.setdefault(key, []).append(torch.stack(rows, dim=1).numpy())
                 bar.update(start + len(batch))
         self._rows = {key: np.concatenate(rows) for key, rows in parts.items()}
-
-
-def _on_cpu(values: torch.Tensor | tuple[torch.Tensor, ...] | None):
-    if isinstance(values, tuple):
-        return tuple(map(_on_cpu, values))
-    return None if values is None else values.float().cpu()
