@@ -10,8 +10,8 @@ from ablation_run import portable
 from dmdd_lite.config import Config, differences
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.figures import save_figure
-from dmdd_lite.files import write_atomically
 from dmdd_lite.plots import plot_row_differences
+from dmdd_lite.utils import write_atomically
 
 ZONES = ("centre", "edge", "rim")
 COLUMNS = ("row", "data", "seed", "map", *METRICS, *ZONES, "seconds")

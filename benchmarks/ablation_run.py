@@ -17,11 +17,10 @@ from ablation_rows import FULL, SCORING
 from dmdd_lite.config import Config, differences
 from dmdd_lite.data import list_images, open_category, open_folder
 from dmdd_lite.detector import Detector
-from dmdd_lite.device import describe, peak_memory_mb
 from dmdd_lite.evaluation import PROTOCOL, evaluate
-from dmdd_lite.files import write_json
 from dmdd_lite.reproduction import jobs
 from dmdd_lite.training import Training, refit_fusion, train
+from dmdd_lite.utils import describe, peak_memory_mb, write_json
 from dmdd_lite.zones import zone_table
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side

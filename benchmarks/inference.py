@@ -24,9 +24,9 @@ from torchvision.transforms.v2.functional import normalize
 from dmdd_lite.config import Config
 from dmdd_lite.cost import convolution_rate, image_operations
 from dmdd_lite.detector import Detector
-from dmdd_lite.device import autocast, describe, resolve_device
 from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher
+from dmdd_lite.utils import autocast, describe, resolve_device
 
 OURS, PEER = "dmdd-lite", "anomalib ReverseDistillation"
 WARM_UP = 3  # calls with a batch size that do not count

@@ -75,7 +75,7 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float]]:
     On a GPU `allocated_gb` (tensors) and `reserved_gb` (taken from the card by PyTorch's allocator), else
     `process_gb` (resident). Only Linux forgets a process's earlier peak; elsewhere it counts too.
     """
-    from dmdd_lite.device import peak_memory_mb
+    from dmdd_lite.utils import peak_memory_mb
 
     found = {}
     if device.type == "cuda":
@@ -263,8 +263,7 @@ def command_line(script: str, arguments: list[str]) -> str:
 def write_result(path: Path | None, device: torch.device, seed: int, values: dict):
     """Write the result beside what it depends on (command line, device, threads, versions, seed), if a path
     is given. Raises ValueError for a number that is not finite."""
-    from dmdd_lite.device import describe
-    from dmdd_lite.files import write_json
+    from dmdd_lite.utils import describe, write_json
 
     if path:
         command = command_line(sys.argv[0], sys.argv[1:])

@@ -22,7 +22,7 @@ from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
 from dmdd_lite import metrics
-from dmdd_lite.device import describe
+from dmdd_lite.utils import describe
 
 CPU = torch.device("cpu")
 

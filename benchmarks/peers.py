@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from dmdd_lite.config import Config
 from dmdd_lite.data import open_category
-from dmdd_lite.device import resolve_device
 from dmdd_lite.images import load_images
 from dmdd_lite.teacher import Teacher, build_teacher, untrained_network
+from dmdd_lite.utils import resolve_device
 
 
 class Peer(NamedTuple):

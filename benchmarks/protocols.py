@@ -34,14 +34,13 @@ from torch import Tensor
 from dmdd_lite.config import Config, differences
 from dmdd_lite.data import load_masks, open_category
 from dmdd_lite.detector import Detector
-from dmdd_lite.device import describe, resolve_device
 from dmdd_lite.evaluation import BATCH, GPU_BATCH, METRICS, PROTOCOL
-from dmdd_lite.files import write_json
 from dmdd_lite.images import load_images
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.reproduction.jobs import INTERRUPTED, ResultError
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import Trainer, TrainingError, snapshot, train
+from dmdd_lite.utils import describe, resolve_device, write_json
 
 LAST, BEST = "last", "best-on-test"
 PROTOCOLS = {

@@ -22,8 +22,7 @@ from typing import NamedTuple
 import measure
 from summary import summary
 
-from dmdd_lite.device import describe, resolve_device
-from dmdd_lite.files import write_atomically
+from dmdd_lite.utils import describe, resolve_device, write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -17,12 +17,11 @@ from pandas import DataFrame
 
 from dmdd_lite.config import Config
 from dmdd_lite.data import Category, load_masks
-from dmdd_lite.device import describe
 from dmdd_lite.evaluation import PROTOCOL
-from dmdd_lite.files import write_json
 from dmdd_lite.images import DataError
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.teacher import TeacherError
+from dmdd_lite.utils import describe, write_json
 
 MAP = "map"  # the one map of a detector
 

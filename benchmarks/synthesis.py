@@ -23,8 +23,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from dmdd_lite.config import Config
-from dmdd_lite.device import resolve_device
 from dmdd_lite.synthesis import PairSynthesizer
+from dmdd_lite.utils import resolve_device
 
 PEERS = ("loop from memory", "loop from files")
 BILINEAR = Image.Resampling.BILINEAR

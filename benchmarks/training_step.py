@@ -65,9 +65,9 @@ def build(fields: dict, options):
     """A trainer on random images."""
     from dmdd_lite import training
     from dmdd_lite.config import Config
-    from dmdd_lite.device import resolve_device
     from dmdd_lite.model import build_model
     from dmdd_lite.teacher import build_teacher
+    from dmdd_lite.utils import resolve_device
 
     if "precision" not in Config.__dataclass_fields__:  # an older checkout
         fields = {name: value for name, value in fields.items() if name != "precision"}
@@ -82,8 +82,8 @@ def build(fields: dict, options):
 
 def parts(trainer, times: int, calls: int) -> dict[str, float]:
     """Seconds of the parts of an iteration, each on its own."""
-    from dmdd_lite.device import autocast
     from dmdd_lite.losses import msn_loss
+    from dmdd_lite.utils import autocast
 
     model, device, config = trainer.model, trainer.device, trainer.config
     networks = getattr(trainer, "networks", {"fusion": model.fusion})  # as they are trained: compiled or not
@@ -289,7 +289,7 @@ def compare(options, device: torch.device) -> dict[str, dict]:
 
 def main():
     options = parse()
-    from dmdd_lite.device import describe, resolve_device
+    from dmdd_lite.utils import describe, resolve_device
 
     device = resolve_device(options.device)
     if options.serve:

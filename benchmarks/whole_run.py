@@ -20,11 +20,11 @@ import torch
 
 from dmdd_lite.config import Config
 from dmdd_lite.data import open_category
-from dmdd_lite.device import describe, resolve_device
 from dmdd_lite.evaluation import METRICS, evaluate
 from dmdd_lite.images import DataError
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import train
+from dmdd_lite.utils import describe, resolve_device
 
 REFERENCE = Path(__file__).with_name("cpu_run.json")
 PRECISIONS = ("float32", "bf16")

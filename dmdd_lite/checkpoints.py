@@ -11,7 +11,7 @@ import torch
 from . import locks
 from .config import Config, differences
 from .detector import Detector
-from .files import write_atomically, write_json
+from .utils import write_atomically, write_json
 from .weights import load_plain
 
 FORMAT = 4  # of the state and the record; 3 fused nine maps
@@ -44,6 +44,8 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             raise TrainingError(
                 f"{folder} cannot be written to ({error}); mend that or use another output folder"
             ) from error
+        for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
+            left.unlink(missing_ok=True)  # of a killed process
         yield
 
 

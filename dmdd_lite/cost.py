@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config
-from .device import precision_of
 from .losses import distillation_maps
 from .model import DMDD
 from .teacher import empty_teacher
+from .utils import precision_of
 
 
 class Operations(NamedTuple):

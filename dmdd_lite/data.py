@@ -20,9 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import in_threads
-from .images import DataError, read_image, read_mask
-from .room import zeros
+from .images import DataError, in_threads, read_image, read_mask
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 GOOD, SPLITS = "good", ("train", "test", "ground_truth")
@@ -283,10 +281,9 @@ def load_masks(
     size: int,
     progress: str | None = "reading masks",
     workers: int | None = None,
-    on_disk: bool = False,
 ) -> torch.Tensor:
-    """Bool (N, size, size) in the order of `test`; all False for good images; `on_disk` as `room.zeros`."""
-    masks = zeros((len(test), size, size), torch.bool, on_disk)
+    """Bool (N, size, size) in the order of `test`; all False for good images."""
+    masks = torch.zeros((len(test), size, size), dtype=torch.bool)
     rows = [row for row, image in enumerate(test) if image.mask is not None]
     found = in_threads(lambda row: read_mask(test[row].mask, size), rows, progress, workers)
     for row, mask in zip(rows, found, strict=True):

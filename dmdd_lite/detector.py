@@ -18,11 +18,10 @@ from torch import Tensor
 
 from .config import Config
 from .data import open_folder
-from .device import autocast, resolve_device, unit_range
-from .files import write_atomically, write_json
-from .images import DataError, read_image
+from .images import DataError, read_image, unit_range
 from .model import DMDD, ModelOutput, build_model, decisive_map, full_size_maps, image_scores
 from .teacher import empty_teacher
+from .utils import autocast, resolve_device, write_atomically, write_json
 from .weights import WeightsError, misfits, read_tensors
 
 WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 5

@@ -18,12 +18,10 @@ from torch import Tensor
 from .config import MVTEC_CATEGORIES
 from .data import Category, load_masks
 from .detector import Detector, DetectorError
-from .device import describe, peak_memory_mb, send
-from .files import Progress, write_json
-from .images import load_images
+from .images import load_images, send
 from .metrics import evaluate_maps, pixel_ap, pro_curve
 from .model import map_names
-from .room import zeros
+from .utils import Progress, describe, peak_memory_mb, write_json
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
 PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
@@ -31,7 +29,6 @@ PROTOCOL = "last: weights of the last iteration; AUPRO pooled over the test set 
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
 
 BATCH, GPU_BATCH = 8, 32  # images predicted at once
-HELD = 4e9  # bytes of images, masks and maps up to which they are held in memory, not in temporary files
 PINNED = 1e9  # bytes of maps up to which they are collected in memory that the system cannot swap out
 
 #: how the line begins that a log gets when the device has done its part, see `reproduction.jobs`
@@ -62,24 +59,22 @@ def evaluate(
     2e-6 at most and the others, which reach 2 and more, by 1e-5 (measured in float32 on a CPU).
     images_per_second counts inference with smoothing, not reading.
 
-    Image and mask take 4 bytes a pixel and each map 4: 1.8 GB a thousand images of 256 px with six maps. If
-    that is more than `HELD`, it lies in temporary files (TMPDIR) and memory does not grow with the test set.
-    The metrics add 0.4 GB at most for every thread, and what `metrics` says of anomalous pixels.
+    Memory: image and mask take 4 bytes a pixel and each map 4, 1.8 GB a thousand images of 256 px with six
+    maps; the metrics add 0.4 GB at most for every thread, and what `metrics` says of anomalous pixels.
 
-    Raises DataError for unreadable files, DetectorError naming the image if a score is not finite, OSError
-    where temporary files have no room, and ValueError as `metrics.evaluate_maps`.
+    Raises DataError for unreadable files, DetectorError naming the image if a score is not finite, and
+    ValueError as `metrics.evaluate_maps`.
     """
-    size, names = detector.config.image_size, map_names(detector.config)
-    on_disk = len(category.test) * size**2 * (4 + 4 * len(names)) > HELD
+    size = detector.config.image_size
     reading = "reading test images" if progress else None
-    images = load_images([t.path for t in category.test], size, reading, on_disk=on_disk)
+    images = load_images([t.path for t in category.test], size, reading)
     with Progress(len(images), "predicting", enabled=progress) as bar:
-        maps, scores, seconds = _predict(detector, images, batch_size, bar, on_disk)
+        maps, scores, seconds = _predict(detector, images, batch_size, bar)
     _release(detector)
     _check_finite(scores, category)
     if bar.mode == "lines":
         print(f"{SCORING} of {len(images)} images", flush=True)
-    masks = load_masks(category.test, size, None, on_disk=on_disk).numpy()
+    masks = load_masks(category.test, size, None).numpy()
     labels = np.asarray(category.labels)
     metrics = _side_by_side(lambda name: evaluate_maps(maps[name], masks, scores[name], labels), maps)
     return Evaluation(
@@ -87,7 +82,7 @@ def evaluate(
     )
 
 
-def _predict(detector: Detector, images: Tensor, batch_size: int | None, bar: Progress, on_disk: bool):
+def _predict(detector: Detector, images: Tensor, batch_size: int | None, bar: Progress):
     """Maps (N, S, S) and scores (N,) by name, and the seconds that they took, of uint8 images (N, 3, S, S).
 
     A GPU is waited for once, at the end: the copies to it and from it are queued between its batches.
@@ -97,8 +92,8 @@ def _predict(detector: Detector, images: Tensor, batch_size: int | None, bar: Pr
     names = map_names(config)
     shape = (len(images), config.image_size, config.image_size)
     pinned = gpu and 4 * len(names) * math.prod(shape) <= PINNED
-    maps = {name: zeros(shape, on_disk=on_disk, pin_memory=pinned) for name in names}
-    scores = {name: zeros((len(images),), pin_memory=pinned) for name in names}
+    maps = {name: torch.zeros(shape, pin_memory=pinned) for name in names}
+    scores = {name: torch.zeros(len(images), pin_memory=pinned) for name in names}
     began = time.perf_counter()
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from .alterations import fusion_view
 from .config import Config
-from .device import autocast
-from .files import Progress
 from .fusion import build_fusion
 from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
+from .utils import Progress, autocast
 
 
 class KeptMaps(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
-from .files import in_threads
-from .room import zeros
+from .utils import Progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # what Pillow may try, so that no other decoder meets unknown files
 MAX_LISTED = 20
@@ -94,14 +94,35 @@ def load_images(
     size: int,
     progress: str | None = "reading",
     workers: int | None = None,
-    on_disk: bool = False,
 ) -> torch.Tensor:
-    """uint8 (N, 3, size, size) in the order of `paths`; `progress` names the bar, None silences it; `on_disk`
-    as `room.zeros`."""
-    images = zeros((len(paths), 3, size, size), torch.uint8, on_disk)
+    """uint8 (N, 3, size, size) in the order of `paths`; `progress` names the bar, None silences it."""
+    images = torch.zeros((len(paths), 3, size, size), dtype=torch.uint8)
     for index, image in enumerate(in_threads(lambda p: read_image(p, size), paths, progress, workers)):
         images[index] = image
     return images
+
+
+def in_threads(
+    function: Callable[[Any], Any], items: Sequence, progress: str | None = None, workers: int | None = None
+) -> Iterator:
+    """`map` in threads, in order: Pillow and NumPy work outside of Python's lock. `progress` as above."""
+    bar = Progress(len(items), progress or "", enabled=bool(progress))
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool, bar:
+        for done, result in enumerate(pool.map(function, items), start=1):
+            yield result
+            bar.update(done)
+
+
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values on the device; from the CPU to a GPU without waiting for its running computation."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def unit_range(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (B, 3, H, W) as float32 in [0, 1] on the device, channels last."""
+    return (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def _decode(source: str | Path | Image.Image, convert: Callable[[Image.Image], Any]) -> Any:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .device import autocast, unit_range
 from .fusion import Calibration, build_fusion, fuse
+from .images import unit_range
 from .losses import Features, distillation_maps, stack_maps
 from .plus import POSITION_FLOOR, Plus
 from .position import build_position
 from .student import StudentOutput, build_student
 from .teacher import Teacher
+from .utils import autocast
 
 #: the maps of a complete model
 MAP_NAMES = ("fused", "normality", "abnormality", "sum", "plus", "position")

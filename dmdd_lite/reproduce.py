@@ -15,10 +15,8 @@ from pathlib import Path
 
 from .config import MVTEC_CATEGORIES, Config, published_iterations
 from .data import open_category, open_folder
-from .device import resolve_device
 from .evaluation import METRICS, collect_results, results_table
 from .figures import save_figure
-from .files import write_atomically, writing_problem
 from .images import DataError
 from .plots.peers import plot_peers
 from .reference import report
@@ -28,6 +26,7 @@ from .reproduction.jobs import INTERRUPTED, Job, ResultError, finished, interrup
 from .reproduction.schedule import places, run_here
 from .runner import REPRODUCTION, check_parameters, notebook_parameters
 from .teacher import TeacherError, build_teacher
+from .utils import resolve_device, write_atomically, writing_problem
 
 #: Notebook parameters that options of the command line set.
 OWN = ("data_root", "category", "texture_root", "teacher", "teacher_weights", "image_size")

@@ -23,8 +23,7 @@ from .checkpoints import (
 )
 from .config import Config, student_differences
 from .detector import Detector
-from .device import autocast, resolve_device, unit_range
-from .files import Progress
+from .images import unit_range
 from .losses import resize_mask
 from .model import DMDD, build_model
 from .student import is_standardised
@@ -32,6 +31,7 @@ from .synthesis import PairSynthesizer, step_generator
 from .teacher import Teacher, build_teacher
 from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data
+from .utils import Progress, autocast, resolve_device
 
 __all__ = [
     "LossReader",

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .config import Config
 from .data import open_folder, open_train
-from .device import send
-from .images import load_images
+from .images import load_images, send
 from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
 
 

@@ -169,7 +169,7 @@ def run_all(scripts, tmp_path, monkeypatch):
     """A call of run_all with arguments, on stand-ins for its scripts; `run_all.ran` lists what they wrote."""
     import run_all
 
-    from dmdd_lite.device import describe, resolve_device
+    from dmdd_lite.utils import describe, resolve_device
 
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "bad.py").write_text("raise ValueError('broken on purpose')")

@@ -17,9 +17,9 @@ from scipy import ndimage
 from ..data import Category
 from ..detector import Detector
 from ..evaluation import Evaluation
-from ..files import Progress
 from ..images import read_image, read_mask
 from ..model import ModelOutput, decisive_map, full_size_maps, image_scores, map_names
+from ..utils import Progress
 from .items import Item, find_items, read_bytes, shown
 
 ALL_SCALES = 0

@@ -10,7 +10,7 @@ import dataclasses
 import time
 import uuid
 
-from ..files import write_atomically
+from ..utils import write_atomically
 from .board import Board, Run
 from .jobs import BUSY, Job, Note, Process, finished
 from .schedule import close

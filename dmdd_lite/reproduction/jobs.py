@@ -23,9 +23,9 @@ from typing import NamedTuple
 from .. import locks
 from ..config import Config, differences
 from ..evaluation import SCORING, result_path
-from ..files import writing_problem
 from ..locks import Busy
 from ..runner import REPRODUCTION, run_notebook, show_prints
+from ..utils import writing_problem
 
 FAILED, BUSY, INTERRUPTED = 1, 75, 130  # exit codes: the notebook stopped; another process has the job; ours
 

@@ -19,7 +19,6 @@ import numpy as np
 import pooch
 from PIL import Image
 
-from ..files import in_threads
 from . import fabric, lever, pcb
 from .canvas import Flaw, add_noise, changed_pixels, expose
 
@@ -104,6 +103,7 @@ def _draw_defect(category: str, defect: str, key: tuple, scene, sound: np.ndarra
 
 def _write_images(folder: Path, category: str, jobs: list[tuple], seed: int, size: int) -> None:
     """Draw and write the images that `jobs` names as (split, defect or None, index) below `folder`."""
+    from ..images import in_threads  # here, for it imports PyTorch
 
     def draw(job: tuple[str, str | None, int]) -> None:
         split, defect, index = job
