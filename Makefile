@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo reproduce test test-fast stress lint notebooks figures benchmarks clean
+.PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.demo $(ARGS)
@@ -23,10 +23,6 @@ test: $(VENV)/ready
 
 test-fast: $(VENV)/ready
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests -m "not slow" --ignore tests/robustness
-
-# what breaks runs and readers, at full depth: kills, full disks, damaged and hostile files; ten minutes
-stress: $(VENV)/ready
-	@DMDD_STRESS=1 $(BIN)/python -m pytest tests/robustness
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,6 +1,5 @@
-"""Fixtures that several test modules share, and the count of what the tests of robustness tried."""
+"""Fixtures that several test modules share."""
 
-from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -11,41 +10,6 @@ from reproductions import small_data, small_notebook
 
 from dmdd_lite import download
 from dmdd_lite.samples import write_samples
-
-TRIED = pytest.StashKey[Counter]()
-
-
-def pytest_configure(config):
-    config.stash[TRIED] = Counter()
-
-
-@pytest.fixture(scope="session")
-def tally(pytestconfig):
-    """tally(kind, count=1): faults injected or inputs tried, told at the end of the run."""
-
-    def count(kind: str, number: int = 1):
-        pytestconfig.stash[TRIED][kind] += number
-
-    return count
-
-
-def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist
-        session.config.workeroutput["tried"] = dict(session.config.stash[TRIED])
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-    """A process of pytest-xdist has ended; one that crashed tells nothing."""
-    node.config.stash[TRIED].update(getattr(node, "workeroutput", {}).get("tried", {}))
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    tried = config.stash[TRIED]
-    if tried:
-        terminalreporter.write_sep("-", "tried")
-        for kind, number in sorted(tried.items()):
-            terminalreporter.write_line(f"{number:7} {kind}")
 
 
 @pytest.fixture

@@ -116,14 +116,6 @@ def test_missing_folders(tmp_path, missing, expected):
         caught.match(pattern)
 
 
-def test_a_folder_of_other_files_is_empty(tmp_path):
-    folder = make_category(tmp_path)
-    for path in data.list_images(folder / "train/good"):
-        path.rename(path.with_suffix(".webp"))
-    with pytest.raises(data.DataError, match=r"train/good: no images; put"):
-        data.open_train(tmp_path, "nut")
-
-
 def test_wrong_root_or_category_names_what_is_there(tmp_path):
     make_category(tmp_path, "nut")
     make_category(tmp_path, "bolt")

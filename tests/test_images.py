@@ -60,6 +60,13 @@ def test_palette_becomes_its_colours_without_a_warning(tmp_path, transparency, r
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_of_several_pages_or_frames_the_first_is_read(tmp_path, suffix):
+    pages = [Image.new("RGB", (4, 3), colour) for colour in (COLOUR, (0, 0, 0))]
+    pages[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pages[1:])
+    assert tuple(images.read_image(tmp_path / f"a{suffix}")[:, 1, 1].tolist()) == COLOUR
+
+
 @pytest.mark.parametrize(
     "dtype, suffix", [("<u2", ".png"), ("<u2", ".tif"), (">u2", ".tif"), ("<i4", ".tif")]
 )
@@ -80,17 +87,6 @@ def test_floating_point_tiff_and_out_of_range_values(tmp_path):
             images.DataError, match=rf"{name}\.tif: unreadable image \(.*(in \[0, 1\]|0\.\.65535)"
         ):
             images.read_image(save(tmp_path / f"{name}.tif", wrong))
-
-
-def test_exif_orientation_is_applied_to_images_and_masks(tmp_path):
-    array = disc(16)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned: the viewer rotates by 90 degrees clockwise
-    path = save(tmp_path / "a.png", array, exif=exif)
-    upright = torch.from_numpy(np.rot90(array, -1).copy())
-    assert torch.equal(images.read_image(path)[0], upright)
-    assert torch.equal(images.read_mask(path), upright > 0)
-    assert torch.equal(images.read_image(Image.open(path))[0], upright)
 
 
 def test_path_string_pil_and_array_agree_and_the_input_is_not_shared(tmp_path):
@@ -185,7 +181,7 @@ def test_mask_of_another_size_is_resized_with_nearest(tmp_path):
 # ---- loading ------------------------------------------------------------------------------------------
 
 
-def test_threads_keep_the_order_and_progress_can_be_silenced(tmp_path, monkeypatch, capfd):
+def test_threads_keep_the_order_and_name_the_broken_file(tmp_path, monkeypatch, capfd):
     paths = [save(tmp_path / f"{i}.png", np.full((4, 4), i, np.uint8)) for i in range(12)]
     real = images.read_image
 
@@ -201,13 +197,9 @@ def test_threads_keep_the_order_and_progress_can_be_silenced(tmp_path, monkeypat
     images.load_images(paths, 4, progress="reading nuts")
     assert "reading nuts" in capfd.readouterr().err
     assert images.load_images([], 4, progress=None).shape == (0, 3, 4, 4)
-
-
-def test_load_images_names_the_broken_file(tmp_path):
-    paths = [save(tmp_path / f"{i}.png", disc()) for i in range(3)]
     paths[1].write_bytes(paths[1].read_bytes()[:60])
     with pytest.raises(images.DataError, match=r"1\.png: unreadable"):
-        images.load_images(paths, 8, progress=None)
+        images.load_images(paths, 4, progress=None)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

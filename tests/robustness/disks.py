@@ -12,14 +12,12 @@ FULL, READ_ONLY = "No space left on device", "Read-only file system"
 
 
 class Disk:
-    """A file system in memory, of a few megabytes."""
+    """A file system in memory, of 20 MB."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir()
-
-    def mount(self, size: str):
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(self.folder)]
+        command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
         if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
             pytest.skip("this user may not mount a file system")
 
@@ -33,20 +31,6 @@ class Disk:
 
     def empty(self):
         (self.folder / "filler").unlink()
-
-    def unmount(self):
-        subprocess.run(["umount", "-l", str(self.folder)], capture_output=True)
-
-
-@contextmanager
-def mounted(folder: Path, size: str = "20m"):
-    """A disk at that place. Skips the test where this user may not mount one."""
-    disk = Disk(folder)
-    disk.mount(size)
-    try:
-        yield disk
-    finally:
-        disk.unmount()
 
 
 @contextmanager
