@@ -8,11 +8,12 @@ import sys
 import zlib
 from pathlib import Path
 
+import fabric
+import lever
 import numpy as np
+import pcb
+from canvas import Flaw, add_noise, changed_pixels, expose
 from PIL import Image
-
-from dmdd_lite.samples import fabric, lever, pcb
-from dmdd_lite.samples.canvas import Flaw, add_noise, changed_pixels, expose
 
 CATEGORIES = {"fabric": fabric, "pcb": pcb, "lever": lever}
 TRAIN = {"fabric": 60, "pcb": 60, "lever": 240}  # an object in any rotation needs more, see the README

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-
-from .canvas import (
+from canvas import (
     Flaw,
     Layers,
     Shot,
@@ -29,6 +27,7 @@ from .canvas import (
     smoothstep,
     stroke,
 )
+from scipy import ndimage
 
 HUB, TIP, SPUR = (-0.17, 0.0), (0.30, -0.04), (-0.10, 0.21)
 HUB_RADIUS, TIP_RADIUS, ARM_RADIUS, BORE = 0.165, 0.062, 0.085, 0.062

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from .canvas import (
+from canvas import (
     Flaw,
     Layers,
     Shot,
@@ -30,7 +28,8 @@ from .canvas import (
     smoothstep,
     stroke,
 )
-from .parts import DRAWERS, PARTS, PINS, TIN, WHITE, Part, pads, placed
+from parts import DRAWERS, PARTS, PINS, TIN, WHITE, Part, pads, placed
+from PIL import Image, ImageDraw, ImageFont
 
 BOARD, CORNER = 0.88, 0.03  # side and corner radius
 SCREW = 0.385  # |x| and |y| of the four screw holes

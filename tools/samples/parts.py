@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from canvas import Layers, box, cover, paint, rgb, smoothstep
 from PIL import Image, ImageDraw, ImageFont
-
-from .canvas import Layers, box, cover, paint, rgb, smoothstep
 
 TIN, GOLD, WHITE = rgb(178, 180, 182), rgb(206, 170, 92), rgb(224, 222, 214)
 BLACK, TAN = rgb(36, 36, 39), rgb(172, 132, 92)

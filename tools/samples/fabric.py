@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from .canvas import (
+from canvas import (
     Flaw,
     Layers,
     Shot,
