@@ -1,7 +1,7 @@
 """Drawing tools of the sample data: random fields, shapes, light and camera.
 
-A picture is drawn on a square of n x n cells that is finer than the image. Lengths are in image widths:
-x runs right and y down, both from -0.5 to 0.5. Reflectances are linear, from 0 to 1. All of it is ours.
+A picture is drawn on a square of n x n cells, n = CELLS, that is finer than the image. Lengths are in image
+widths: x runs right and y down, both from -0.5 to 0.5. Reflectances are linear, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+CELLS, SIZE = 512, 256  # per side of the drawing and of the image
 GAMMA = 2.2
 CHANGED = 2.5  # grey levels of a noise-free difference that count as a change: about one sigma of the noise
 
@@ -73,31 +74,56 @@ def rgb(red: float, green: float, blue: float) -> np.ndarray:
     return ((np.array([red, green, blue]) / 255) ** GAMMA).astype(np.float32).reshape(3, 1, 1)
 
 
-@lru_cache(maxsize=8)
 def grid(n: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y of the cell centres, each (n, n) float32 in [-0.5, 0.5]."""
     axis = ((np.arange(n) + 0.5) / n - 0.5).astype(np.float32)
     return tuple(np.meshgrid(axis, axis))
 
 
+X, Y = grid(CELLS)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How an object lies: a point (2,) of its own coordinates is at turn @ point + shift in the picture."""
+
+    turn: np.ndarray  # (2, 2)
+    shift: np.ndarray  # (2,)
+
+    def own(self) -> tuple[np.ndarray, np.ndarray]:
+        """The object's own x and y at every cell, each (n, n)."""
+        back = np.linalg.inv(self.turn).astype(np.float32)
+        px, py = X - np.float32(self.shift[0]), Y - np.float32(self.shift[1])
+        return back[0, 0] * px + back[0, 1] * py, back[1, 0] * px + back[1, 1] * py
+
+    def to_picture(self, points: np.ndarray) -> np.ndarray:
+        """Picture coordinates (k, 2) of the object's points (k, 2)."""
+        return points @ self.turn.T + self.shift
+
+
+def turned(angle: float, scale: float) -> np.ndarray:
+    """The matrix (2, 2) that turns and scales."""
+    return scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
 @lru_cache(maxsize=64)
-def _spline_weights(n: int, cells: int) -> np.ndarray:
-    """Cubic B-spline weights (n, cells + 3) that interpolate `cells` intervals at n points."""
-    t = (np.arange(n) + 0.5) / n * cells
+def _spline_weights(bumps: int) -> np.ndarray:
+    """Cubic B-spline weights (n, bumps + 3) that interpolate `bumps` intervals at the cells."""
+    t = (np.arange(CELLS) + 0.5) / CELLS * bumps
     i = np.floor(t).astype(int)
     f = t - i
-    weights = np.zeros((n, cells + 3), dtype=np.float32)
+    weights = np.zeros((CELLS, bumps + 3), dtype=np.float32)
     parts = ((1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3)
     for k, part in enumerate(parts):
-        weights[np.arange(n), i + k] = part / 6
+        weights[np.arange(CELLS), i + k] = part / 6
     return weights
 
 
-def smooth_field(rng: np.random.Generator, n: int, cells: int, cells_y: int | None = None) -> np.ndarray:
-    """Smooth random field (n, n) of about unit variance whose bumps are 1 / cells of the picture wide."""
-    cells_y = cells_y or cells
-    knots = rng.standard_normal((cells_y + 3, cells + 3), dtype=np.float32)
-    return _spline_weights(n, cells_y) @ knots @ _spline_weights(n, cells).T / 0.479
+def smooth_field(rng: np.random.Generator, bumps: int, bumps_y: int | None = None) -> np.ndarray:
+    """Smooth random field (n, n) of about unit variance whose bumps are 1 / bumps of the picture wide."""
+    bumps_y = bumps_y or bumps
+    knots = rng.standard_normal((bumps_y + 3, bumps + 3), dtype=np.float32)
+    return _spline_weights(bumps_y) @ knots @ _spline_weights(bumps).T / 0.479
 
 
 def smoothstep(value: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -106,9 +132,9 @@ def smoothstep(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def cover(distance: np.ndarray, n: int) -> np.ndarray:
+def cover(distance: np.ndarray) -> np.ndarray:
     """Share of each cell inside a shape, in [0, 1], from its signed distance (negative inside)."""
-    return np.clip(0.5 - distance * n, 0, 1)
+    return np.clip(0.5 - distance * CELLS, 0, 1)
 
 
 def box(x: np.ndarray, y: np.ndarray, width: float, height: float, radius: float = 0.0) -> np.ndarray:
@@ -145,11 +171,11 @@ def random_curve(rng, start, heading: float, length: float, bend: float, steps: 
     return np.asarray(start) + np.cumsum(step, axis=0)
 
 
-def stroke(n: int, points: np.ndarray, width: float | np.ndarray) -> np.ndarray:
+def stroke(points: np.ndarray, width: float | np.ndarray) -> np.ndarray:
     """Cover (n, n) in [0, 1] of a line through points (k, 2); width is one number or one per segment."""
-    pixels = (np.asarray(points) + 0.5) * n
-    widths = np.broadcast_to(np.asarray(width) * n, (len(pixels) - 1,))
-    image = Image.new("L", (n, n))
+    pixels = (np.asarray(points) + 0.5) * CELLS
+    widths = np.broadcast_to(np.asarray(width) * CELLS, (len(pixels) - 1,))
+    image = Image.new("L", (CELLS, CELLS))
     pen = ImageDraw.Draw(image)
     for a, b, w in zip(pixels[:-1], pixels[1:], widths, strict=True):
         pen.line([tuple(a), tuple(b)], fill=255, width=max(1, round(w)))
@@ -168,19 +194,20 @@ def paint(layers: Layers, share: np.ndarray, colour=None, gloss: float | None = 
     layers.height += lift * share
 
 
-def cast_shadow(height: np.ndarray, light: np.ndarray, soft: float) -> np.ndarray:
+def _cast_shadow(height: np.ndarray, light: np.ndarray, soft: float) -> np.ndarray:
     """Lit share (n, n) in [0, 1] of a relief, found by steps towards the lamp; soft is the blur in cells."""
-    n = len(height)
     slope = light[2] / np.hypot(*light[:2])  # rise of the ray per image width
-    reach = int(np.ceil((height.max() - height.min()) / slope * n))
+    reach = int(np.ceil((height.max() - height.min()) / slope * CELLS))
     stride = max(1, reach // 10)
     direction = light[:2] / np.hypot(*light[:2])
     padded = np.pad(height, reach + 1, mode="edge")
     blocker = np.full_like(height, -1)
     for k in range(stride, reach + 1, stride):
         row, col = (reach + 1 + np.rint(k * direction[::-1])).astype(int)
-        np.maximum(blocker, padded[row : row + n, col : col + n] - np.float32(k * slope / n), out=blocker)
-    shade = np.clip((blocker - height) / np.float32(max(stride * slope / n, 1e-6)), 0, 1)
+        np.maximum(
+            blocker, padded[row : row + CELLS, col : col + CELLS] - np.float32(k * slope / CELLS), out=blocker
+        )
+    shade = np.clip((blocker - height) / np.float32(max(stride * slope / CELLS, 1e-6)), 0, 1)
     return 1 - ndimage.gaussian_filter(shade, soft, truncate=2.5)
 
 
@@ -189,30 +216,28 @@ def shade(layers: Layers, shot: Shot, ambient: float, soft: float, shininess: fl
 
     ambient is the share of light from everywhere, soft the blur of the cast shadow in image widths.
     """
-    n = len(layers.height)
-    gy, gx = np.gradient(layers.height * np.float32(n))
+    gy, gx = np.gradient(layers.height * np.float32(CELLS))
     norm = 1 / np.sqrt(1 + gx * gx + gy * gy)
     lx, ly, lz = shot.light
-    lit = cast_shadow(layers.height, shot.light, max(0.6, soft * n))
+    lit = _cast_shadow(layers.height, shot.light, max(0.6, soft * CELLS))
     diffuse = np.maximum((lz - gx * lx - gy * ly) * norm, 0) / lz
     half = shot.light + np.array([0, 0, 1], dtype=np.float32)
     half /= np.linalg.norm(half)
     glint = np.maximum((half[2] - gx * half[0] - gy * half[1]) * norm, 0) ** shininess  # Blinn and Phong
-    around = ndimage.gaussian_filter(layers.height[::2, ::2], 0.008 * n / 2, truncate=2.5)
-    around = np.repeat(np.repeat(around, 2, axis=0), 2, axis=1)[:n, :n]
+    around = ndimage.gaussian_filter(layers.height[::2, ::2], 0.008 * CELLS / 2, truncate=2.5)
+    around = around.repeat(2, axis=0).repeat(2, axis=1)
     corner = np.clip(1 - 14 * (around - layers.height), 0.5, 1.05)
     power = ambient * corner + (1 - ambient) * lit * diffuse
     return layers.albedo * power + layers.gloss * glint * (0.25 + 0.75 * lit)
 
 
-def expose(linear: np.ndarray, shot: Shot, size: int) -> np.ndarray:
-    """Noise-free photograph (size, size, 3), grey levels in [0, 255], of linear light (3, n, n)."""
-    factor = linear.shape[1] // size
-    small = sum(linear[:, i::factor, j::factor] for i in range(factor) for j in range(factor)) / factor**2
-    x, y = grid(size)
+def expose(linear: np.ndarray, shot: Shot) -> np.ndarray:
+    """Noise-free photograph (SIZE, SIZE, 3), grey levels in [0, 255], of linear light (3, n, n)."""
+    small = sum(linear[:, i::2, j::2] for i in range(2) for j in range(2)) / 4
+    x, y = grid(SIZE)
     (cx, cy), (tx, ty) = shot.centre, shot.tilt
     lamp = 1 - shot.falloff * 4 * ((x - cx) ** 2 + (y - cy) ** 2) + x * tx + y * ty
-    small = ndimage.gaussian_filter(small, (0, shot.blur * size, shot.blur * size))
+    small = ndimage.gaussian_filter(small, (0, shot.blur * SIZE, shot.blur * SIZE))
     small = small * lamp * shot.exposure
     small = np.where(small > 0.7, 0.7 + 0.3 * np.tanh((small - 0.7) / 0.3), small)  # the film's shoulder
     return np.ascontiguousarray(np.moveaxis(255 * np.maximum(small, 0) ** (1 / GAMMA), 0, 2))

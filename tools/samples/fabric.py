@@ -13,9 +13,10 @@ from canvas import (
     Flaw,
     Layers,
     Shot,
+    X,
+    Y,
     blob,
     draw_shot,
-    grid,
     paint,
     random_curve,
     rgb,
@@ -41,7 +42,6 @@ TINTS = np.array([[0.62, 0.58, 0.50], [0.66, 0.47, 0.30], [0.78, 0.56, 0.40]], d
 class Scene:
     """One piece of cloth before the lens: every random choice but the defect."""
 
-    n: int
     shot: Shot
     u: np.ndarray  # (n, n) thread coordinates, before a flaw bends them
     v: np.ndarray
@@ -51,24 +51,22 @@ class Scene:
     fibre: np.ndarray  # (n, n) wander of the twisted fibres
 
 
-def draw_scene(rng: np.random.Generator, n: int) -> Scene:
-    """Draw a cloth on n x n cells: its shift, slight turn, uneven threads and light."""
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw a cloth: its shift, slight turn, uneven threads and light."""
     shot = draw_shot(rng, azimuth=-125, elevation=48)
-    x, y = grid(n)
     angle, pitch = rng.normal(0, 0.012), THREADS * (1 + rng.normal(0, 0.012))
     shift = rng.uniform(0, 4, 2) + MARGIN + THREADS / 2
     c, s = float(np.cos(angle)), float(np.sin(angle))
-    u, v = pitch * (x * c + y * s) + float(shift[0]), pitch * (y * c - x * s) + float(shift[1])
+    u, v = pitch * (X * c + Y * s) + float(shift[0]), pitch * (Y * c - X * s) + float(shift[1])
     count = THREADS + 2 * MARGIN + 8
     return Scene(
-        n=n,
         shot=shot,
-        u=(u + 0.09 * smooth_field(rng, n, 7) + 0.05 * smooth_field(rng, n, 20)).astype(np.float32),
-        v=(v + 0.09 * smooth_field(rng, n, 7) + 0.05 * smooth_field(rng, n, 20)).astype(np.float32),
+        u=(u + 0.09 * smooth_field(rng, 7) + 0.05 * smooth_field(rng, 20)).astype(np.float32),
+        v=(v + 0.09 * smooth_field(rng, 7) + 0.05 * smooth_field(rng, 20)).astype(np.float32),
         tone=(1 + rng.normal(0, 0.055, (2, count))).astype(np.float32),
         width=np.clip(rng.normal(0.47, 0.022, (2, count)), 0.4, 0.52).astype(np.float32),
-        lint=1 + 0.05 * smooth_field(rng, n, n // 5) + 0.035 * smooth_field(rng, n, 14),
-        fibre=0.12 * smooth_field(rng, n, 40),
+        lint=1 + 0.05 * smooth_field(rng, 102) + 0.035 * smooth_field(rng, 14),
+        fibre=0.12 * smooth_field(rng, 40),
     )
 
 
@@ -138,7 +136,7 @@ def _foreign_fibre(rng: np.random.Generator, scene: Scene) -> Flaw:
     length = rng.uniform(0.25, 0.8)
     points = random_curve(rng, _spot(rng, 0.2), rng.uniform(0, 2 * np.pi), length, rng.uniform(0.6, 3.0))
     points = np.clip(points - points.mean(axis=0) + _spot(rng, 0.3), -0.49, 0.49)
-    line = stroke(scene.n, points, rng.uniform(0.011, 0.022))
+    line = stroke(points, rng.uniform(0.011, 0.022))
     colours = (rgb(168, 44, 40), rgb(36, 32, 30), rgb(226, 224, 216), rgb(52, 104, 62))
     colour = colours[rng.integers(len(colours))]
     return Flaw(paint=lambda layers: paint(layers, line, colour * scene.lint, 0.03, lift=0.012))
@@ -148,15 +146,14 @@ def _hole(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Both systems of threads are torn: a dark gap with ragged edge and a few loose ends across it."""
     radius = rng.uniform(0.045, 0.11)
     centre = _spot(rng, 2 * radius)
-    x, y = grid(scene.n)
-    distance = blob(rng, x, y, centre, radius, rough=0.35)
+    distance = blob(rng, X, Y, centre, radius, rough=0.35)
     ragged = rng.normal(0, 0.011, scene.tone.shape)
 
     def cut(heights):
         index = (np.floor(scene.u).astype(int), np.floor(scene.v).astype(int))
         return tuple(np.where(distance + ragged[k][index[k]] < 0, BURIED, heights[k]) for k in range(2))
 
-    ends = [_loose_end(rng, scene.n, centre, radius) for _ in range(int(rng.integers(3, 7)))]
+    ends = [_loose_end(rng, centre, radius) for _ in range(int(rng.integers(3, 7)))]
 
     def fray(layers):
         for k, end in enumerate(ends):
@@ -165,20 +162,19 @@ def _hole(rng: np.random.Generator, scene: Scene) -> Flaw:
     return Flaw(shape=cut, paint=fray)
 
 
-def _loose_end(rng: np.random.Generator, n: int, centre: np.ndarray, radius: float) -> np.ndarray:
+def _loose_end(rng: np.random.Generator, centre: np.ndarray, radius: float) -> np.ndarray:
     """Cover (n, n) of one thin fibre that reaches from a hole's edge inwards."""
     angle = rng.uniform(0, 2 * np.pi)
     start = centre + 1.05 * radius * np.array([np.cos(angle), np.sin(angle)])
-    return stroke(n, random_curve(rng, start, angle + np.pi + rng.normal(0, 0.5), radius, 1.2), 0.0045)
+    return stroke(random_curve(rng, start, angle + np.pi + rng.normal(0, 0.5), radius, 1.2), 0.0045)
 
 
 def _snag(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Threads are pulled aside: the weave is squeezed together within a patch and opens beside it."""
     reach = rng.uniform(0.13, 0.22)
     centre = _spot(rng, reach)
-    x, y = grid(scene.n)
     angle = rng.uniform(0, np.pi)
-    dx, dy = (x - float(centre[0])) / reach, (y - float(centre[1])) / reach
+    dx, dy = (X - float(centre[0])) / reach, (Y - float(centre[1])) / reach
     c, s = float(np.cos(angle)), float(np.sin(angle))
     side, along = dx * c + dy * s, dy * c - dx * s
     window = np.maximum(1 - side**2 - (along / 0.8) ** 2, 0) ** 2
@@ -192,9 +188,8 @@ def _snag(rng: np.random.Generator, scene: Scene) -> Flaw:
 def _stain(rng: np.random.Generator, scene: Scene) -> Flaw:
     """Oil, coffee or rust water has soaked in: a tinted patch, darker towards its rim."""
     radius = rng.uniform(0.06, 0.15)
-    x, y = grid(scene.n)
-    distance = blob(rng, x, y, _spot(rng, 1.5 * radius), radius, rough=0.25)
-    distance = distance + 0.004 * smooth_field(rng, scene.n, 34)
+    distance = blob(rng, X, Y, _spot(rng, 1.5 * radius), radius, rough=0.25)
+    distance = distance + 0.004 * smooth_field(rng, 34)
     soaked = smoothstep(-distance, -0.006, 0.014)
     rim = np.exp(-(((distance + 0.012) / 0.012) ** 2))
     tint = TINTS[rng.integers(len(TINTS))]

@@ -1,4 +1,4 @@
-"""The sample object in any rotation: a stamped steel lever with ratchet teeth, and its five kinds of defect.
+"""The sample object in any rotation: a stamped steel lever with ratchet teeth, and its three kinds of defect.
 
 The lever lies in its own coordinates: hub to the left, arm to the right, spur downwards, teeth on the far
 side of the hub. It looks different in every rotation, and no mirror image of it is a good part.
@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from canvas import (
+    CELLS,
     Flaw,
     Layers,
+    Pose,
     Shot,
     blob,
     box,
     capsule,
     cover,
     draw_shot,
-    grid,
     paint,
     random_curve,
     rgb,
@@ -26,6 +27,7 @@ from canvas import (
     smooth_field,
     smoothstep,
     stroke,
+    turned,
 )
 from scipy import ndimage
 
@@ -42,39 +44,32 @@ STEEL, TABLE = rgb(152, 153, 155), rgb(206, 203, 196)
 class Scene:
     """One lever on the table: every random choice but the defect."""
 
-    n: int
     shot: Shot
+    pose: Pose
     x: np.ndarray  # (n, n) coordinates on the lever
     y: np.ndarray
-    turn: np.ndarray  # (2, 2) from the lever's coordinates to the picture's
-    shift: np.ndarray  # (2,)
     brushing: np.ndarray  # (n, n) along the lever, unit variance
     sheen: np.ndarray  # (n, n) slow change of the reflection
     table: np.ndarray  # (n, n) brightness of the table around 1
     tone: float
 
 
-def draw_scene(rng: np.random.Generator, n: int) -> Scene:
-    """Draw a lever on n x n cells in any rotation, near the middle."""
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw a lever in any rotation, near the middle."""
     shot = draw_shot(rng, azimuth=-130, elevation=50)
-    x, y = grid(n)
-    angle, scale = rng.uniform(0, 2 * np.pi), 1.22 * (1 + rng.normal(0, 0.01))
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shift = rng.normal(0, 0.01, 2) - turn @ np.array([0.005, 0.015])
-    back = np.linalg.inv(turn).astype(np.float32)
-    px, py = x - np.float32(shift[0]), y - np.float32(shift[1])
-    brushing = smooth_field(rng, n, 14, n // 2) + 0.6 * smooth_field(rng, n, 5, n // 5)
-    grain = 0.010 * smooth_field(rng, n, n // 3) + 0.012 * smooth_field(rng, n, n // 12)
+    turn = turned(rng.uniform(0, 2 * np.pi), 1.22 * (1 + rng.normal(0, 0.01)))
+    pose = Pose(turn, rng.normal(0, 0.01, 2) - turn @ np.array([0.005, 0.015]))
+    x, y = pose.own()
+    brushing = smooth_field(rng, 14, 256) + 0.6 * smooth_field(rng, 5, 102)
+    grain = 0.010 * smooth_field(rng, 170) + 0.012 * smooth_field(rng, 42)
     return Scene(
-        n=n,
         shot=shot,
-        x=back[0, 0] * px + back[0, 1] * py,
-        y=back[1, 0] * px + back[1, 1] * py,
-        turn=turn,
-        shift=shift,
+        pose=pose,
+        x=x,
+        y=y,
         brushing=brushing,
-        sheen=smooth_field(rng, n, 3),
-        table=1 + grain + 0.012 * smooth_field(rng, n, 5),
+        sheen=smooth_field(rng, 3),
+        table=1 + grain + 0.012 * smooth_field(rng, 5),
         tone=1 + float(rng.normal(0, 0.02)),
     )
 
@@ -113,13 +108,13 @@ def _solid(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def render(scene: Scene, flaw: Flaw) -> np.ndarray:
     """Light (3, n, n) leaving table and lever; flaw.shape edits [outline, *holes]."""
-    x, y = flaw.bend(scene.x, scene.y)
+    x, y = scene.x, scene.y
     outline, *holes = flaw.shape([_outline(x, y), *_holes(x, y)])
     distance = np.maximum.reduce([outline, *(-hole for hole in holes)])
-    metal = cover(distance, scene.n)
+    metal = cover(distance)
     ring = np.abs(np.hypot(x - HUB[0], y - HUB[1]) - 0.088) - 0.022
     collar = smoothstep(-np.maximum(ring, distance + 0.004), 0, 0.008)
-    where = (np.stack([y, x]) + 0.5) * scene.n - 0.5
+    where = (np.stack([y, x]) + 0.5) * CELLS - 0.5
     brushing = ndimage.map_coordinates(scene.brushing, where, order=1, mode="reflect")
     height = THICKNESS * metal + CHAMFER * smoothstep(-distance, -0.003, 0.013) + COLLAR * collar
     height += 0.5e-4 * brushing * metal
@@ -129,11 +124,6 @@ def render(scene: Scene, flaw: Flaw) -> np.ndarray:
     layers.gloss += metal * 0.42 * (1 + 0.07 * brushing + 0.12 * scene.sheen)
     flaw.paint(layers)
     return shade(layers, scene.shot, ambient=0.42, soft=0.006, shininess=18)
-
-
-def _to_picture(scene: Scene, points: np.ndarray) -> np.ndarray:
-    """Picture coordinates (k, 2) of points (k, 2) on the lever."""
-    return points @ scene.turn.T + scene.shift
 
 
 def _metal_spot(rng: np.random.Generator) -> np.ndarray:
@@ -156,9 +146,9 @@ def _missing_hole(rng: np.random.Generator, scene: Scene) -> Flaw:
 
 def _rust(rng: np.random.Generator, scene: Scene) -> Flaw:
     """A mottled brown patch without gloss."""
-    mottle = smooth_field(rng, scene.n, 40) + 0.7 * smooth_field(rng, scene.n, 100)
+    mottle = smooth_field(rng, 40) + 0.7 * smooth_field(rng, 100)
     distance = blob(rng, scene.x, scene.y, _metal_spot(rng), rng.uniform(0.045, 0.095), 0.4)
-    on_metal = cover(_solid(scene.x, scene.y), scene.n)
+    on_metal = cover(_solid(scene.x, scene.y))
     share = smoothstep(-distance + 0.008 * mottle, -0.004, 0.018) * on_metal * rng.uniform(0.55, 0.95)
     colour = rgb(128, 78, 44) * (1 + 0.22 * np.clip(mottle, -2, 2))
     return Flaw(paint=lambda layers: paint(layers, share, colour, 0.03, lift=0.0006 * mottle))
@@ -167,13 +157,13 @@ def _rust(rng: np.random.Generator, scene: Scene) -> Flaw:
 def _scratch(rng: np.random.Generator, scene: Scene) -> Flaw:
     """One to three scores through the brushed face: a bright groove with a dark flank."""
     start, heading = _metal_spot(rng), rng.uniform(0, 2 * np.pi)
-    grooves = np.zeros((scene.n, scene.n), dtype=np.float32)
+    grooves = np.float32(0)
     for _ in range(int(rng.integers(1, 4))):
         points = random_curve(rng, (0, 0), heading + rng.normal(0, 0.12), rng.uniform(0.20, 0.36), 0.25)
         points = points - points.mean(axis=0) + start + rng.normal(0, 0.014, 2)
         width = rng.uniform(0.014, 0.024) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
-        grooves = np.maximum(grooves, stroke(scene.n, _to_picture(scene, points), width))
-    on_metal = cover(_solid(scene.x, scene.y), scene.n)
+        grooves = np.maximum(grooves, stroke(scene.pose.to_picture(points), width))
+    on_metal = cover(_solid(scene.x, scene.y))
     bright = rgb(238, 238, 240) if rng.random() < 0.5 else rgb(66, 64, 64)
     return Flaw(paint=lambda layers: paint(layers, 0.95 * grooves * on_metal, bright, 0.35, lift=-0.003))
 

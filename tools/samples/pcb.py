@@ -11,15 +11,16 @@ from functools import lru_cache
 
 import numpy as np
 from canvas import (
+    CELLS,
     Flaw,
     Layers,
+    Pose,
     Shot,
     blob,
     box,
     capsule,
     cover,
     draw_shot,
-    grid,
     paint,
     random_curve,
     rgb,
@@ -27,6 +28,7 @@ from canvas import (
     smooth_field,
     smoothstep,
     stroke,
+    turned,
 )
 from parts import DRAWERS, PARTS, PINS, TIN, WHITE, Part, pads, placed
 from PIL import Image, ImageDraw, ImageFont
@@ -40,12 +42,10 @@ MASK_GREEN, COPPER, FIBREGLASS, TRAY = rgb(22, 92, 58), rgb(206, 142, 86), rgb(1
 class Scene:
     """One board in its tray: every random choice but the defect."""
 
-    n: int
     shot: Shot
+    pose: Pose
     x: np.ndarray  # (n, n) coordinates on the board
     y: np.ndarray
-    turn: np.ndarray  # (2, 2) from the board's coordinates to the picture's
-    shift: np.ndarray  # (2,)
     parts: tuple[Part, ...]  # each a little off its nominal place
     tone: tuple[float, ...]  # brightness of each part around 1
     solder: np.ndarray  # (n, n) unevenness of the solder
@@ -53,29 +53,23 @@ class Scene:
     foam: np.ndarray  # (n, n) brightness of the tray around 1
 
 
-def draw_scene(rng: np.random.Generator, n: int) -> Scene:
-    """Draw a board on n x n cells: a slight misfit in its tray, parts placed a little unevenly."""
+def draw_scene(rng: np.random.Generator) -> Scene:
+    """Draw a board: a slight misfit in its tray, parts placed a little unevenly."""
     shot = draw_shot(rng, azimuth=-120, elevation=52)
-    x, y = grid(n)
-    angle, scale = rng.normal(0, 0.010), 1 + rng.normal(0, 0.006)
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shift = rng.normal(0, 0.006, 2)
-    back = np.linalg.inv(turn).astype(np.float32)
-    px, py = x - np.float32(shift[0]), y - np.float32(shift[1])
+    pose = Pose(turned(rng.normal(0, 0.010), 1 + rng.normal(0, 0.006)), rng.normal(0, 0.006, 2))
+    x, y = pose.own()
     offsets = (rng.normal(0, 1, (len(PARTS), 3)) * (0.0018, 0.0018, 0.012)).tolist()
     parts = tuple(part.moved(*offset) for part, offset in zip(PARTS, offsets, strict=True))
     return Scene(
-        n=n,
         shot=shot,
-        x=back[0, 0] * px + back[0, 1] * py,
-        y=back[1, 0] * px + back[1, 1] * py,
-        turn=turn,
-        shift=shift,
+        pose=pose,
+        x=x,
+        y=y,
         parts=parts,
         tone=tuple((1 + rng.normal(0, 0.05, len(PARTS))).tolist()),
-        solder=smooth_field(rng, n, n // 8),
-        weave=1 + 0.05 * smooth_field(rng, n, n // 6) + 0.03 * smooth_field(rng, n, 5),
-        foam=1 + 0.14 * smooth_field(rng, n, n // 4) + 0.08 * smooth_field(rng, n, 30),
+        solder=smooth_field(rng, 64),
+        weave=1 + 0.05 * smooth_field(rng, 85) + 0.03 * smooth_field(rng, 5),
+        foam=1 + 0.14 * smooth_field(rng, 128) + 0.08 * smooth_field(rng, 30),
     )
 
 
@@ -91,32 +85,18 @@ def _route(rng: np.random.Generator, start: np.ndarray, outward: np.ndarray) -> 
     return np.clip(points, -0.41, 0.41)
 
 
-@lru_cache(maxsize=4)
-def _artwork(n: int) -> Image.Image:
+@lru_cache
+def _artwork() -> Image.Image:
     """The bare board's print, n x n RGB: red buried copper, green bare metal, blue lettering."""
-    rng = np.random.default_rng(11)  # the same layout on every board
+    rng, n = np.random.default_rng(11), CELLS  # the same layout on every board
     planes = [Image.new("L", (n, n)) for _ in range(3)]
     copper, metal, letters = (ImageDraw.Draw(plane) for plane in planes)
-    font = ImageFont.load_default(size=max(6, 0.03 * n))
+    font = ImageFont.load_default(size=0.03 * n)
     for part in PARTS:
-        for px, py, w, h in pads(part):
-            corners = [
-                placed(part, px + sx * w / 2, py + sy * h / 2)
-                for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
-            ]
-            metal.polygon([tuple((c + 0.5) * n) for c in corners], fill=255)
-            outward = placed(part, px, py) - (part.x, part.y)
-            axis = np.eye(2)[int(abs(outward[1]) > abs(outward[0]) or part.kind == "chip")]
-            route = _route(rng, placed(part, px, py), axis * (np.sign(outward @ axis) or -1))
-            copper.line(
-                [tuple((p + 0.5) * n) for p in route], fill=255, width=round(0.0115 * n), joint="curve"
-            )
-            via = (route[-1] + 0.5) * n
-            metal.ellipse([*(via - 0.010 * n), *(via + 0.010 * n)], fill=170)
-            metal.ellipse([*(via - 0.0045 * n), *(via + 0.0045 * n)], fill=0)
-        edge = placed(part, 0, -0.052 if part.h < 0.06 else 0)
+        for pad in pads(part):
+            _print_pad(rng, copper, metal, part, pad)
         if part.h < 0.06:
-            letters.text(tuple((edge + 0.5) * n), part.label, fill=255, font=font, anchor="mm")
+            letters.text(tuple((placed(part, 0, -0.052) + 0.5) * n), part.label, 255, font, anchor="mm")
     for corner in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
         at = (SCREW * np.array(corner) + 0.5) * n
         metal.ellipse([*(at - 0.038 * n), *(at + 0.038 * n)], fill=255)
@@ -124,17 +104,31 @@ def _artwork(n: int) -> Image.Image:
     return Image.merge("RGB", planes)
 
 
+def _print_pad(rng: np.random.Generator, copper, metal, part: Part, pad: tuple):
+    """A pad, the trace that leads off it, and the via at the trace's end."""
+    px, py, w, h = pad
+    corners = [placed(part, px + x * w / 2, py + y * h / 2) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    metal.polygon([tuple((corner + 0.5) * CELLS) for corner in corners], fill=255)
+    middle = placed(part, px, py)
+    outward = middle - (part.x, part.y)
+    axis = np.eye(2)[int(abs(outward[1]) > abs(outward[0]) or part.kind == "chip")]
+    route = (_route(rng, middle, axis * (np.sign(outward @ axis) or -1)) + 0.5) * CELLS
+    copper.line([tuple(point) for point in route], fill=255, width=round(0.0115 * CELLS), joint="curve")
+    for radius, fill in ((0.010, 170), (0.0045, 0)):
+        metal.ellipse([*(route[-1] - radius * CELLS), *(route[-1] + radius * CELLS)], fill=fill)
+
+
 def _bare_board(scene: Scene) -> Layers:
     """Tray and board without parts."""
-    n = scene.n
-    back = np.linalg.inv(scene.turn)
-    middle = back @ (0.5 + scene.shift) * n - 0.5 * n
+    n, pose = CELLS, scene.pose
+    back = np.linalg.inv(pose.turn)
+    middle = back @ (0.5 + pose.shift) * n - 0.5 * n
     matrix = (back[0, 0], back[0, 1], -middle[0], back[1, 0], back[1, 1], -middle[1])
-    print_ = _artwork(n).transform((n, n), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    print_ = _artwork().transform((n, n), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     copper, metal, letters = np.moveaxis(np.asarray(print_, dtype=np.float32) / 255, 2, 0)
     distance = box(scene.x, scene.y, BOARD, BOARD, CORNER)
     distance = np.maximum(distance, 0.021 - np.hypot(np.abs(scene.x) - SCREW, np.abs(scene.y) - SCREW))
-    board = cover(distance, n)
+    board = cover(distance)
     layers = Layers(TRAY * scene.foam, 0.0006 * scene.foam, np.full((n, n), 0.01, np.float32))
     green = (MASK_GREEN + copper * (rgb(44, 128, 78) - MASK_GREEN)) * scene.weave
     paint(layers, board, green, 0.055, lift=0.016 + 0.0007 * copper)
@@ -147,12 +141,12 @@ def _bare_board(scene: Scene) -> Layers:
 
 def _crop(scene: Scene, part: Part, margin: float = 0.06):
     """The part's place in the picture (two slices) and x, y (rows, columns) about its middle, unturned."""
-    middle = scene.turn @ (part.x, part.y) + scene.shift + 0.5
+    middle = scene.pose.to_picture(np.array((part.x, part.y))) + 0.5
     c, s = float(np.cos(part.turn)), float(np.sin(part.turn))
     w, h = part.w / 2 + margin, part.h / 2 + margin
     reach = np.array([abs(c) * w + abs(s) * h, abs(s) * w + abs(c) * h])
-    low = np.maximum(((middle - reach) * scene.n).astype(int), 0)
-    high = np.minimum(((middle + reach) * scene.n).astype(int) + 1, scene.n)
+    low = np.maximum(((middle - reach) * CELLS).astype(int), 0)
+    high = np.minimum(((middle + reach) * CELLS).astype(int) + 1, CELLS)
     at = (slice(low[1], high[1]), slice(low[0], high[0]))
     dx, dy = scene.x[at] - part.x, scene.y[at] - part.y
     return at, c * dx + s * dy, c * dy - s * dx
@@ -162,7 +156,7 @@ def _place(layers: Layers, scene: Scene, part: Part, tone: float) -> None:
     """Stand one part on the board, in place."""
     at, x, y = _crop(scene, part)
     view = Layers(layers.albedo[(slice(None), *at)], layers.height[at], layers.gloss[at])
-    DRAWERS[part.kind](view, scene.n, part, x, y, tone * (1 + 0.04 * scene.solder[at]))
+    DRAWERS[part.kind](view, part, x, y, tone * (1 + 0.04 * scene.solder[at]))
 
 
 def render(scene: Scene, flaw: Flaw) -> np.ndarray:
@@ -210,27 +204,20 @@ def _wrong_part(rng: np.random.Generator, scene: Scene) -> Flaw:
     return _swap(number, replace(part, kind="capacitor" if part.kind == "resistor" else "resistor"))
 
 
-def _to_picture(scene: Scene, points: np.ndarray) -> np.ndarray:
-    """Picture coordinates (k, 2) of points (k, 2) on the board."""
-    return points @ scene.turn.T + scene.shift
-
-
 def _scratch(rng: np.random.Generator, scene: Scene) -> Flaw:
     """A tool has slipped: one or two scores through the green mask down to bare copper."""
     heading = rng.uniform(0, 2 * np.pi)
     start = rng.uniform(-0.25, 0.25, 2)
-    lines = np.zeros((scene.n, scene.n), dtype=np.float32)
+    lines = np.float32(0)
     for _ in range(int(rng.integers(1, 3))):
         points = random_curve(rng, (0, 0), heading + rng.normal(0, 0.1), rng.uniform(0.2, 0.5), 0.3)
         points = points - points.mean(axis=0) + start + rng.normal(0, 0.025, 2)
         width = rng.uniform(0.008, 0.014) * np.sin(np.linspace(0.3, np.pi - 0.3, len(points) - 1))
-        lines = np.maximum(lines, stroke(scene.n, _to_picture(scene, np.clip(points, -0.42, 0.42)), width))
-    free = cover(box(scene.x, scene.y, BOARD, BOARD), scene.n)
+        lines = np.maximum(lines, stroke(scene.pose.to_picture(np.clip(points, -0.42, 0.42)), width))
+    free = cover(box(scene.x, scene.y, BOARD, BOARD))
     for part in scene.parts:  # the blade jumps over what stands on the board
         at, x, y = _crop(scene, part)
-        free[at] *= 1 - cover(
-            box(x, y, part.w + 0.03, part.h + (0.06 if part.kind == "chip" else 0.01)), scene.n
-        )
+        free[at] *= 1 - cover(box(x, y, part.w + 0.03, part.h + (0.06 if part.kind == "chip" else 0.01)))
     share = 0.85 * lines * free
     colour = rgb(198, 190, 150) if rng.random() < 0.5 else COPPER
     return Flaw(paint=lambda layers: paint(layers, share, colour, 0.12, lift=-0.0015))
@@ -253,7 +240,7 @@ def _solder_splash(rng: np.random.Generator, scene: Scene) -> Flaw:
         dx, dy, radius = *(spot + rng.normal(0, 0.05, 2)).tolist(), float(rng.uniform(0.006, 0.012))
         distance = np.minimum(distance, np.hypot(scene.x - dx, scene.y - dy) - radius)
     dome = 0.014 * np.sqrt(np.clip(-distance / 0.03, 0, 1))
-    share = cover(distance, scene.n)
+    share = cover(distance)
     colour = TIN * (1 + 0.05 * scene.solder)
     return Flaw(paint=lambda layers: paint(layers, share, colour, 0.42, lift=dome))
 

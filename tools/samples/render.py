@@ -12,13 +12,12 @@ import fabric
 import lever
 import numpy as np
 import pcb
-from canvas import Flaw, add_noise, changed_pixels, expose
+from canvas import SIZE, Flaw, add_noise, changed_pixels, expose
 from PIL import Image
 
 CATEGORIES = {"fabric": fabric, "pcb": pcb, "lever": lever}
 TRAIN = {"fabric": 60, "pcb": 60, "lever": 240}  # an object in any rotation needs more, see the README
 GOOD, PER_DEFECT, TWINS = 20, 10, 4  # test images, and of each kind those with an undamaged twin
-SIZE, CELLS = 256, 512
 AREA = (0.003, 0.10)  # least and largest share of an image that a defect covers
 ATTEMPTS = 20  # defects that are tried until one has an area in range
 JPEG = {"format": "JPEG", "quality": 90, "subsampling": 0, "optimize": True, "progressive": True}
@@ -36,8 +35,8 @@ def render_sample(category: str, kind: str, index: int) -> tuple[np.ndarray, np.
     kind: "train" or "test" for good images, else the name of a defect. Outside the mask both are equal.
     """
     module, key = CATEGORIES[category], (category, kind, index)
-    scene = module.draw_scene(generator(*key, "scene"), CELLS)
-    sound = expose(module.render(scene, Flaw()), scene.shot, SIZE)
+    scene = module.draw_scene(generator(*key, "scene"))
+    sound = expose(module.render(scene, Flaw()), scene.shot)
     flawed, mask = sound, np.zeros((SIZE, SIZE), dtype=bool)
     if kind in module.DEFECTS:
         flawed, mask = _with_defect(module, key, scene, sound)
@@ -50,7 +49,7 @@ def _with_defect(module, key: tuple, scene, sound: np.ndarray):
     """Render defects until one has an area in AREA; returns the noise-free picture and its mask."""
     for attempt in range(ATTEMPTS):
         flaw = module.DEFECTS[key[1]](generator(*key, "defect", attempt), scene)
-        flawed = expose(module.render(scene, flaw), scene.shot, SIZE)
+        flawed = expose(module.render(scene, flaw), scene.shot)
         mask = changed_pixels(flawed, sound)
         if AREA[0] <= mask.mean() <= AREA[1]:
             return flawed, mask
