@@ -12,7 +12,7 @@ from .reproduction.board import Board, Run
 from .reproduction.jobs import INTERRUPTED, Job, interrupt_on_sigterm
 from .reproduction.schedule import places, run_here
 from .runner import REPRODUCTION, notebook_parameters
-from .samples import SAMPLE_CATEGORIES, sample_root
+from .samples import SAMPLES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/demo"), help="folder of the results")
     parser.add_argument("--figures", type=Path, help="also copy the map pictures there")
     parser.add_argument("--iterations", type=int, help="instead of the notebook's default")
-    parser.add_argument("--jobs", type=int, default=len(SAMPLE_CATEGORIES), help="categories at a time")
+    parser.add_argument("--jobs", type=int, default=len(SAMPLES), help="categories at a time")
     options = parser.parse_args(arguments)
     interrupt_on_sigterm()
     began = time.monotonic()
@@ -31,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        sample_root()  # drawn before the runs ask for it
-        print(f"training on {', '.join(SAMPLE_CATEGORIES)}; logs in {runs[0].job.log.parent}", flush=True)
+        print(f"training on {', '.join(SAMPLES)}; logs in {runs[0].job.log.parent}", flush=True)
         run_here(runs, places(options.jobs, "auto"), Board())
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoints and repeats nothing finished")
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         return 1
     results = collect_results(options.results)
-    results = results[results["category"].isin(SAMPLE_CATEGORIES)]
+    results = results[results["category"].isin(SAMPLES)]
     if options.figures:
         options.figures.mkdir(parents=True, exist_ok=True)
         for picture in sorted((options.results / "figures").glob("*_maps.png")):
@@ -61,7 +60,7 @@ def plan(options: argparse.Namespace) -> list[Run]:
     common = notebook_parameters(REPRODUCTION) | {"results_dir": str(options.results.resolve())}
     if options.iterations is not None:
         common["iterations"] = options.iterations
-    jobs = [Job({**common, "category": category}) for category in SAMPLE_CATEGORIES]
+    jobs = [Job({**common, "category": category}) for category in SAMPLES]
     jobs[0].config()  # raises
     return [Run(job) for job in jobs]
 

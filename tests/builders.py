@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dmdd_lite.samples import samples_root
+
 
 def save_image(path: Path, array, mode: str | None = None, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +32,23 @@ def make_category(root: Path, name="nut", defects=("hole", "scratch"), count=3) 
             save_image(folder / f"test/{defect}/{i:03}.png", image + 100)
             save_image(folder / f"ground_truth/{defect}/{i:03}_mask.png", disc())
     return folder
+
+
+def some_samples(root: Path, category: str, size=64, train=2, good=2, per_defect=1) -> Path:
+    """The first images of an embedded sample category, shrunk."""
+    for split, count in (("train", train), ("test", good)):
+        for path in sorted((samples_root() / category / split / "good").iterdir())[:count]:
+            _shrink(path, root, size)
+    for folder in sorted((samples_root() / category / "ground_truth").iterdir()):
+        for mask in sorted(folder.iterdir())[:per_defect]:
+            _shrink(mask, root, size)
+            _shrink(samples_root() / category / "test" / folder.name / f"{mask.stem[:3]}.jpg", root, size)
+    return root / category
+
+
+def _shrink(path: Path, root: Path, size: int):
+    target = (root / path.relative_to(samples_root())).with_suffix(".png")
+    save_image(target, Image.open(path).resize((size, size)))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -5,11 +5,10 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from builders import make_category
+from builders import make_category, some_samples
 from reproductions import small_data, small_notebook
 
 from dmdd_lite import download
-from dmdd_lite.samples import write_samples
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def notebook(tmp_path_factory):
 def root(tmp_path_factory):
     """One tiny sample category, lever."""
     root = tmp_path_factory.mktemp("samples")
-    write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
+    some_samples(root, "lever", train=7)
     return root
 
 

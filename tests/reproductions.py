@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import nbformat
+from builders import some_samples
 
 from dmdd_lite import reproduce
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.reproduction.jobs import Job
 from dmdd_lite.runner import REPRODUCTION
-from dmdd_lite.samples import write_samples
 
 TRAIN = """
 import time
@@ -61,7 +61,7 @@ def small_notebook(path: Path) -> Path:
 
 def small_data(root: Path, categories=("fabric", "pcb")) -> Path:
     for category in categories:
-        write_samples(root, category, size=64, train=6, good=2, per_defect=1)
+        some_samples(root, category, train=6)
     return root
 
 

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from builders import some_samples
 
 from dmdd_lite.config import Config, differences
 from dmdd_lite.data import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
-from dmdd_lite.samples import write_samples
 from dmdd_lite.trainer import Trainer
 from dmdd_lite.training import train
 from dmdd_lite.zones import zone_table
@@ -301,7 +301,7 @@ def test_the_time_limit_stops_what_runs_and_counts_what_is_left(bench, root, tmp
 
 @pytest.mark.slow
 def test_mixed_textures_are_the_folders_and_its_own(bench, root, tmp_path):
-    write_samples(tmp_path, "fabric", size=64, train=3, good=1, per_defect=1)
+    some_samples(tmp_path, "fabric", train=3, good=1)
     more = ("--rows", "textures_mixed", "textures_own", "--textures", str(tmp_path / "fabric/train"))
     mixed, own = planned(bench, root, tmp_path / "out", *more)
     folder = Path(bench.ablation_run.textures_of(mixed))

@@ -9,8 +9,7 @@ from dmdd_lite import demo
 
 
 @pytest.fixture
-def jobs(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "sample_root", lambda: None)  # nothing is to be trained on
+def jobs(tmp_path):
     return [run.job for run in demo.plan(argparse.Namespace(results=tmp_path, iterations=None, jobs=1))]
 
 

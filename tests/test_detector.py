@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import tiny_config, tree
+from builders import some_samples, tiny_config, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -13,7 +13,6 @@ from dmdd_lite.data import DataError, open_category
 from dmdd_lite.detector import FORMAT, Detector, DetectorError, Prediction, overlay
 from dmdd_lite.images import load_images
 from dmdd_lite.model import build_model
-from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import train
 
@@ -22,7 +21,7 @@ from dmdd_lite.training import train
 def folder(tmp_path_factory):
     """Two good and a few defective images of 80 px."""
     root = tmp_path_factory.mktemp("samples")
-    return write_samples(root, "lever", size=80, train=2, good=2, per_defect=1)
+    return some_samples(root, "lever", size=80)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from builders import tiny_config
+from builders import some_samples, tiny_config
 
 from dmdd_lite import evaluation
 from dmdd_lite.data import load_masks, open_category
@@ -15,14 +15,13 @@ from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.model import MAP_NAMES, build_model
-from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import Training
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    root = write_samples(tmp_path_factory.mktemp("s"), "pcb", size=64, train=2, good=3, per_defect=1).parent
+    root = some_samples(tmp_path_factory.mktemp("s"), "pcb", good=3).parent
     detector = Detector(build_model(tiny_config(seed=3), build_teacher("test_resnet", "random")), 0.25)
     return detector, evaluation.evaluate(detector, open_category(root, "pcb"), batch_size=3, progress=False)
 

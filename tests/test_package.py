@@ -31,7 +31,7 @@ def test_light_modules_do_not_import_pytorch(module):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("setuptools"), reason="needs setuptools")
-def test_a_wheel_brings_the_notebook_that_its_commands_run(tmp_path):
+def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_path):
     checkout, tree = Path(__file__).parent.parent, tmp_path / "tree"
     for name in ("dmdd_lite", "notebooks"):
         shutil.copytree(checkout / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -59,3 +59,5 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run(tmp_path):
     notebook = Path(ran.stdout)
     assert notebook.is_relative_to(installed)
     assert notebook.read_bytes() == (checkout / "notebooks/05_mvtec_reproduction.ipynb").read_bytes()
+    pictures = {str(path.relative_to(checkout)) for path in (checkout / "dmdd_lite/samples").glob("*/*/*/*")}
+    assert pictures <= {str(path.relative_to(installed)) for path in installed.rglob("*")}

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from builders import save_image, tiny_config
+from builders import save_image, some_samples, tiny_config
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -23,7 +23,6 @@ from dmdd_lite.explorer.model import CACHED, WHOLE
 from dmdd_lite.images import DataError, load_images
 from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES, build_model
-from dmdd_lite.samples import write_samples
 from dmdd_lite.teacher import build_teacher
 
 
@@ -37,7 +36,7 @@ def detector():
 def category(tmp_path_factory):
     """Three good and three defective images of 80 px."""
     root = tmp_path_factory.mktemp("samples")
-    write_samples(root, "lever", size=80, train=1, good=3, per_defect=1)
+    some_samples(root, "lever", size=80, train=1, good=3)
     return open_category(root, "lever")
 
 
