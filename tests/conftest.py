@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from builders import make_category
+from builders import make_category, tiny_model, tiny_teacher, train_tiny
 from reproductions import small_data, small_notebook
 
 from dmdd_lite import download
@@ -70,12 +70,31 @@ def notebook(tmp_path_factory):
     return small_notebook(tmp_path_factory.mktemp("notebook") / "small.ipynb")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """One tiny sample category, lever."""
+    """One tiny sample category, lever, which no test writes into."""
     root = tmp_path_factory.mktemp("samples")
     write_samples(root, "lever", size=64, train=7, good=2, per_defect=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    return tiny_teacher()
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """Untrained; no test changes it."""
+    from dmdd_lite.detector import Detector
+
+    return Detector(tiny_model(), threshold=0.125)
+
+
+@pytest.fixture(scope="session")
+def whole(root):
+    """A whole training of the tiny configuration, which no test changes."""
+    return train_tiny(root)
 
 
 @pytest.fixture(scope="module")
