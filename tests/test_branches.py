@@ -1,13 +1,11 @@
 """The benchmark of the branches against loops over cells and known answers; a batch that A must learn."""
 
 import itertools
-import json
-import sys
 from importlib import import_module
 
 import pytest
 import torch
-from builders import tiny_config, tiny_model, train_tiny
+from builders import tiny_config, tiny_model
 
 from dmdd_lite import training
 from dmdd_lite.losses import aim_loss, cosine_distance, resize_mask
@@ -70,15 +68,6 @@ def test_a_branch_that_copies_is_told(branches, model, pairs, column, row, monke
     assert parts.loc["A"].tolist() == pytest.approx(parts.loc[row].tolist(), abs=1e-5)
 
 
-def test_a_linear_probe_finds_what_is_there_and_no_more(branches):
-    rng = torch.Generator().manual_seed(0)
-    features = torch.randn(10, 4, 8, 8, generator=rng)
-    inside = torch.rand(10, 8, 8, generator=rng) < 0.3
-    assert 0.4 < branches.probe(features, inside, ~inside) < 0.6
-    features[:, 2] += 3 * inside
-    assert branches.probe(features, inside, ~inside) > 0.95
-
-
 def test_one_repeated_batch_is_learned(root, pairs):
     """A departs inside and stays near outside, N restores: where these fail, so would any training."""
     changes = {"iterations": 160, "fusion_start": 1.0, "position_maps": False, "batch_size": 4}
@@ -99,19 +88,3 @@ def test_one_repeated_batch_is_learned(root, pairs):
         assert cosine_distance(n, good)[share >= 0.99].mean() < 0.2
     loss = aim_loss(output.abnormality, seen, pairs.mask)
     assert max(loss.inside, loss.outside) < 0.3
-
-
-@pytest.mark.slow
-def test_a_detector_is_measured_from_the_command_line(branches, root, tmp_path, monkeypatch):
-    train_tiny(root, tmp_path / "run")
-    out, textures = tmp_path / "branches.json", f"{root}/lever/train/good"
-    words = ["branches.py", f"{tmp_path}/run/detector", "--data", f"{root}/lever", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [*words, "--unseen-textures", textures, "--out", str(out)])
-    branches.main()
-    found = json.loads(out.read_text(encoding="utf-8"))
-    for name in ("pairs", "unseen", "defects"):
-        assert list(found[name]) == ["4", "8", "16"]
-    assert found["pairs"]["4"]["A_T_in"] != found["unseen"]["4"]["A_T_in"]
-    monkeypatch.setattr(sys, "argv", ["branches.py", str(tmp_path / "no"), "--data", f"{root}/lever"])
-    with pytest.raises(SystemExit, match="no"):
-        branches.main()

@@ -5,7 +5,7 @@ import torch
 from builders import tiny_config, tiny_model
 from torch import nn
 
-from dmdd_lite.cost import convolution_rate, image_operations, pair_operations
+from dmdd_lite.cost import image_operations, pair_operations
 
 
 def counted(network, images) -> int:
@@ -53,9 +53,3 @@ def test_a_pair_costs_what_its_stage_takes():
     assert half.total == half.teacher + half.student + half.fusion
     large = pair_operations(tiny_config(image_size=128))
     assert large.total == pytest.approx(4 * half.total, rel=0.02)
-
-
-def test_rate_is_operations_over_time(monkeypatch):
-    clock = iter(range(100))
-    monkeypatch.setattr("dmdd_lite.cost.time.perf_counter", lambda: float(next(clock)))
-    assert convolution_rate() == 2 * 8 * 128 * 64 * 64 * 128 * 9

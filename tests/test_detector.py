@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dmdd_lite.data import DataError, open_category
-from dmdd_lite.detector import FORMAT, Detector, DetectorError, overlay
+from dmdd_lite.detector import FORMAT, Detector, DetectorError
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.samples import write_samples
 
@@ -143,13 +143,6 @@ def test_save_is_atomic(detector, saved, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         detector.save(saved)
     assert tree(saved) == before
-
-
-def test_overlay_has_the_size_of_the_image_and_shows_the_map(detector, folder):
-    path = folder / "test/good/000.png"
-    picture = overlay(path, detector.predict(path))
-    assert picture.size == (80, 80)
-    assert np.abs(np.int16(picture) - np.int16(Image.open(path).convert("RGB"))).max() > 0
 
 
 def test_without_held_out_images_the_training_ones_count_as_new_ones(root):

@@ -100,16 +100,3 @@ def test_what_is_there_is_kept_and_other_settings_are_refused_by_name(peers, tmp
     file.write_text("[]")
     assert peers.main(words) == 2
     assert "padim_bracket_seed0.json is not a result file" in capsys.readouterr().err
-
-
-def test_without_anomalib_it_says_what_to_install(peers, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "anomalib", None)
-    assert peers.main(words) == 2
-    assert "pip install 'dmdd-lite[peers]'" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_untrained_student_is_the_teachers_network(peers):
-    network = peers.untrained_network("mobilenetv2_100", {"mean": [0.5] * 3, "pad_type": "same"})
-    features = network.eval()(torch.zeros(1, 3, 64, 64))
-    assert [tuple(f.shape[1:]) for f in features] == [(24, 16, 16), (32, 8, 8), (96, 4, 4)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dmdd_lite import figures, metrics, plots
+from dmdd_lite import figures, plots
 from dmdd_lite.zones import split_zones
 
 pytestmark = pytest.mark.usefixtures("no_trace")
@@ -128,41 +128,13 @@ def contours(ax):
 
 def test_ground_truth_and_decision_are_outlined_where_they_are():
     pictures = [ax for ax in plots.plot_examples(IMAGES, MASKS, MAPS, [*"abc"]).axes if ax.images]
+    assert [ax.images[0].get_clim() for ax in pictures[3::4]] == [(0, 0.8)] * 3  # one range in all rows
     assert [len(contours(ax)) for ax in pictures[::4]] == [1, 1, 0]
     vertices = contours(pictures[0])[0].get_paths()[0].vertices
     assert (vertices.min(0).tolist(), vertices.max(0).tolist()) == ([9.5, 7.5], [24.5, 19.5])
     both = contours(plots.plot_overlay(IMAGES[0], MAPS["normality"][0], 0.5, MASKS[0]).axes[0])
     assert [to_hex(c.get_edgecolor()[0]) for c in both] == [plots.TRUTH, plots.DECISION]
     assert contours(plots.plot_overlay(IMAGES[0], FLAT[0], 9.0).axes[0]) == []
-
-
-@pytest.mark.parametrize("ranges, expected", [(None, (0, 0.8)), ({"fused": (0.0, 2.0)}, (0, 2))])
-def test_a_map_has_one_colour_range_in_all_rows(ranges, expected):
-    fig = plots.plot_examples(IMAGES, MASKS, MAPS, [*"abc"], ranges)
-    assert [ax.images[0].get_clim() for ax in fig.axes if ax.images][3::4] == [expected] * 3
-
-
-def test_losses_are_smoothed_within_their_stage():
-    ngm, aim, _ = plots.plot_losses(LOSSES).axes
-    assert ngm.lines[1].get_ydata()[100] == pytest.approx(LOSSES["ngm"][95:105].mean())
-    assert len(aim.lines[1].get_ydata()) == 50
-
-
-def test_long_curves_are_thinned():
-    masks = np.zeros((2, 80, 80), dtype=bool)
-    masks[:, 10:70, 20:60] = True
-    curve = metrics.pro_curve(RNG.random(masks.shape), masks)
-    fig = plots.plot_roc_and_pro({"a": {"roc": curve, "pro": curve, "auroc": 0.5, "aupro": 0.5}})
-    assert max(len(line.get_xdata()) for line in fig.axes[1].lines) <= 2000 < len(curve[0])
-
-
-def test_zones_colour_only_their_pixels():
-    images = np.full((1, 20, 20, 3), 100, np.uint8)
-    masks = np.zeros((1, 20, 20), bool)
-    masks[0, 5:15, 5:15] = True
-    picture = plots.plot_zones(images, split_zones(masks, 2)).axes[0].images[0].get_array()
-    assert (picture[:3] == 100 / 255).all()
-    assert len({tuple(picture[y, 10].round(6)) for y in (10, 5, 4, 0)}) == 4  # centre, edge, rim, background
 
 
 def test_a_mosaic_places_and_outlines_every_image():
@@ -173,15 +145,6 @@ def test_a_mosaic_places_and_outlines_every_image():
     assert (canvas[20, 20] == 90).all()  # the fifth: second row, second column
     cyan = (canvas == np.array([0, 229, 255])).all(2)
     assert cyan[12:, :10].sum() == cyan.sum() == 12  # the neighbours of the four sides
-
-
-def test_weights_have_a_symmetric_range_and_names_one_colour():
-    fig = plots.plot_weights(IMAGES, WEIGHTS, ["a", "b"], [*"xyz"], MASKS)
-    reach = np.abs(WEIGHTS - 1).max()
-    ranges = [ax.images[0].get_clim() for ax in fig.axes if ax.images and ax.images[0].get_array().ndim == 2]
-    np.testing.assert_allclose(ranges, [(1 - reach, 1 + reach)] * 6)
-    a, b = ([line.get_color() for line in ax.lines] for ax in plots.plot_plane(PLANE).axes)
-    assert a[1] == b[0] != a[0]
 
 
 def test_feature_colours_are_the_largest_components_of_all_images():

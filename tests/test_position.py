@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from builders import random_images, tiny_model
+from builders import tiny_model
 
 from dmdd_lite import position
-from dmdd_lite.detector import Detector
 from dmdd_lite.position import PositionStatistics, channel_moments, mean_features
 from dmdd_lite.student import DecoderStudent, set_prior, start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
@@ -102,9 +101,6 @@ def ridge_of(known: np.ndarray, known_looks=None) -> float:
 def two_components(monkeypatch):
     """Statistics of 30 images depend on two components of their look."""
     monkeypatch.setattr(position, "IMAGES_PER_COMPONENT", 12)
-
-
-# ---- statistics of positions ----------------------------------------------------------------------------
 
 
 def assert_distances(found, new, known, noise=(0, 0, 0), looks=(None, None), rtol=1e-3, pools=(3, 3, 3)):
@@ -221,24 +217,6 @@ def test_too_few_images_are_refused(count):
     assert fitted(good(3))(good(1))[0].isfinite().all()
 
 
-# ---- the prior ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rectified", [False, True])
-def test_a_student_that_adds_nothing_gives_the_prior(rectified):
-    info = INFO._replace(rectified=(rectified,) * 3)
-    student = DecoderStudent(info, (1, 1, 1), 16, prior=32).eval()
-    means = tuple(f.abs() if rectified else f for f in mean_features([good(3)]))
-    set_prior(student, means)
-    for decoupling in student.decouple:
-        for parameter in decoupling.expand[-1].parameters():
-            torch.nn.init.zeros_(parameter)
-    output = student(None, good(2))
-    for found, mean in zip(output.normality, means, strict=True):
-        assert torch.equal(found, mean.expand_as(found))
-    assert not any(f.any() for f in output.abnormality)  # which has no prior
-
-
 @pytest.mark.parametrize("with_prior", [False, True])
 def test_branches_begin_with_the_mean_and_the_deviation_of_every_channel(with_prior):
     known = good(12)
@@ -273,21 +251,3 @@ def test_the_prior_is_added_to_what_was_learned(student):
         torch.testing.assert_close(found, learned + mean)
     for found, learned in zip(one.abnormality, other.abnormality, strict=True):
         torch.testing.assert_close(found, learned)
-
-
-# ---- together -------------------------------------------------------------------------------------------
-
-
-def test_a_fitted_model_saved_and_loaded_gives_the_same(tmp_path):
-    model, images = tiny_model(position_channels=40), random_images(9)
-    features = list(model.teacher.stream(images[:6]))
-    set_prior(model.student, mean_features(features))
-    model.position.fit(lambda: features)
-    model.eval().calibrate(images[6:])
-    detector = Detector.calibrated(model, images[6:])
-    loaded = Detector.load(detector.save(tmp_path), "cpu")
-    assert loaded.threshold == detector.threshold
-    for one, other in zip(loaded.output(images), detector.output(images), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    untouched = tiny_model(position_channels=40).eval()
-    assert not torch.allclose(untouched(images.float() / 255).maps, detector.output(images).maps)

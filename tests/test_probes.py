@@ -64,12 +64,6 @@ def test_distances_are_the_losses_of_one_view(pairs):
         probes.pair_distances(tiny_model(branches=("normality",)), pairs, "abnormality")
 
 
-def test_gap_table_means_inside_and_outside():
-    mask, seen = torch.tensor([[[1.0, 0.6, 0.4, 0.0]]]), torch.tensor([[[0.2, 0.4, 9.0, 0.1]]])
-    table = probes.gap_table([probes.PairDistances(seen, 2 * seen, 3 * seen, mask)])
-    np.testing.assert_allclose(table.loc[1], [0.3, 0.1, 0.6, 0.9], rtol=1e-6)
-
-
 def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
     make_category(tmp_path, count=4)
     trainers = {}

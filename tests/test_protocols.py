@@ -63,24 +63,6 @@ def test_a_watched_run_is_the_run_unwatched(root, tmp_path, changes, saved):
     assert not any(torch.equal(a, b) for a, b in pairwise(maps))
 
 
-def test_a_watch_that_was_stopped_is_met_again(root, tmp_path, capsys):
-    seen = []
-
-    def watch(trainer):
-        seen.append(trainer.iteration)
-        if seen == [2, 4]:
-            raise KeyboardInterrupt
-
-    options = {"every": 2, "watch": watch, **LEAN, "iterations": 5}
-    with pytest.raises(KeyboardInterrupt):
-        train_tiny(root, tmp_path, **options)
-    assert "the same call goes on from iteration 2\n" in capsys.readouterr().out
-    train_tiny(root, tmp_path, **options)
-    train_tiny(root, tmp_path, **options)  # loaded
-    assert "goes on from iteration 2\n" in capsys.readouterr().out
-    assert seen == [2, 4, 4, 5]
-
-
 # ---- two protocols ------------------------------------------------------------------------------------
 
 
@@ -162,26 +144,3 @@ def test_other_settings_are_refused_by_name(protocols, finished, root, words, ca
     assert protocols.main([*words, *(w.replace("TEXTURES", f"{root}/lever") for w in changes)]) == 2
     told = capsys.readouterr().err
     assert re.search(rf"bracket_seed0\.json was made with other settings \({message}\); delete it", told)
-
-
-def test_problems_are_told_before_anything_starts(protocols, root, words, monkeypatch, capsys):
-    monkeypatch.setattr(protocols, "execute", None)
-    wrong = ["--teacher-weights", "none.pth", "--textures", "nowhere"]
-    assert protocols.main([*words, *wrong, "--data", f"a={root}/cat", f"a={root}/lever"]) == 2
-    told = capsys.readouterr().err
-    for part in ("a name of its own", "nowhere: no such", "no category named 'cat'", "none.pth do not exist"):
-        assert part in told
-    assert protocols.main([*words, "--every", "0"]) == 2
-    assert "--every 0: at least 1" in capsys.readouterr().err
-
-
-def test_a_failed_training_is_named_and_the_others_go_on(protocols, words, tmp_path, monkeypatch, capsys):
-    def execute(run):
-        if run.config.seed == 0:
-            raise protocols.TrainingError("L_NGM is nan")
-        return {**run.settings, "config": run.config.to_dict(), "curve": curve_of((0.9, 0.8))}
-
-    monkeypatch.setattr(protocols, "execute", execute)
-    assert protocols.main([*words, "--seeds", "0", "1"]) == 1
-    assert "bracket_seed0: failed: L_NGM is nan" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["bracket_seed1.json"]

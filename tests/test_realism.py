@@ -81,13 +81,6 @@ def test_gather_takes_the_covered_cells_and_at_least_one_of_every_defect():
     assert len(realism.gather(features, torch.zeros(2, 16, 16)).features) == 0
 
 
-def test_patch_features_are_unit_vectors_whatever_the_batch(teacher):
-    images = random_images(6)
-    found = realism.patch_features(teacher, images, scale=0, batch=4)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6, 16, 16))
-    torch.testing.assert_close(found, realism.patch_features(teacher, images.float() / 255, scale=0, batch=1))
-
-
 def test_synthetic_patches_of_invisible_anomalies_have_not_changed(teacher):
     images, invisible = random_images(6), PairSynthesizer(tiny_config(opacity=(0.0, 0.0)))
     found = realism.synthetic_patches(teacher, invisible, images, rounds=2, batch=4)
@@ -105,20 +98,6 @@ def test_build_reference_counts_patches_and_limits_the_bank(teacher):
     assert (len(known.bank), len(known.real_distance), len(known.good_distance)) == (50, 2 * 4, 3 * 64)
     again = realism.build_reference(teacher, good, good, test, masks)
     assert again.good_distance.max() < 1e-5  # the same images on both sides
-
-
-def test_shuffled_blocks_keep_the_blocks_of_their_image():
-    images = random_images(3, 16)
-    mixed = realism.shuffled_blocks(images, 4, torch.Generator().manual_seed(0))
-
-    def blocks(image):
-        cut = image.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 0, 3, 4).flatten(0, 1)
-        return sorted(block.flatten().tolist() for block in cut)
-
-    assert not torch.equal(mixed, images)
-    assert [blocks(image) for image in mixed] == [blocks(image) for image in images]
-    with pytest.raises(ValueError, match="do not fill"):
-        realism.shuffled_blocks(images, 5, torch.Generator())
 
 
 def test_describe_masks():

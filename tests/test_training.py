@@ -276,21 +276,6 @@ def test_a_fusion_is_not_refitted_for_another_student(root, whole, change, told)
         training.refit_fusion(whole.detector, tiny_config(**change), root, "lever", progress=False)
 
 
-def test_the_weight_of_plus_is_chosen_on_held_out_images(root):
-    """64 good views and 64 altered ones, of images that training has not seen."""
-    model = train_tiny(root, holdout=0.3).detector.model
-    held_out = load_training_data(tiny_config(holdout=0.3), root, "lever", progress=False).held_out
-    batches = list(training.altered_maps(model, held_out, False))
-    masks = torch.cat([mask for *_, mask in batches]).unflatten(0, (8, 2, 8))
-    assert not masks[:, 0].any()
-    assert masks[:, 1].flatten(2).any(2).float().mean() > 0.5
-    with torch.no_grad():
-        maps = model(held_out[torch.arange(8) % len(held_out)].float() / 255)
-    torch.testing.assert_close(batches[0][0], maps.fused)
-    chosen = model.plus.weight.item()
-    assert model.plus.choose(iter(batches)) == pytest.approx(chosen)
-
-
 @pytest.mark.slow
 def test_wide_resnet50_trains_and_predicts_at_256_px(root):
     """The paper's size: WideResNet-50-2, 256 px, untrained weights."""

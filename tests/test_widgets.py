@@ -17,7 +17,7 @@ from dmdd_lite.data import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer, pictures
-from dmdd_lite.explorer.model import CACHED, WHOLE
+from dmdd_lite.explorer.model import WHOLE
 from dmdd_lite.images import DataError, load_images
 from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES
@@ -155,34 +155,11 @@ def test_without_labels_the_decision_counts(detector, folder):
     assert explorer.see(0).size == (90, 40)
 
 
-def test_memory_is_bounded_and_forgetting_changes_nothing(explorer):
-    first = explorer.anomaly_map(0).copy()
-    explorer.items *= 3
-    for index in range(CACHED + 2):
-        explorer.see(index)
-    assert len(explorer._seen) == CACHED
-    assert 0 not in explorer._seen
-    np.testing.assert_allclose(explorer.anomaly_map(0), first, atol=1e-6)
-
-
-def test_a_limit_spreads_over_the_folder_and_a_category_is_recognised(detector, category):
-    whole = Explorer(detector, category.root / category.name, progress=False)
-    names = [f"{t.defect}/{t.path.name}" for t in category.test]
-    assert [item.name for item in whole.items] == names
-    assert whole.items[-1].mask == category.test[-1].mask
-    few = Explorer(detector, category, limit=3, progress=False)
-    assert [item.name for item in few.items] == [names[0], names[2], names[-1]]
-    assert few.left_out == 3
-
-
 def test_no_images_and_no_source(detector, tmp_path):
     with pytest.raises(DataError, match="no images"):
         widgets.explore(detector, tmp_path)
     with pytest.raises(TypeError, match="not int"):
         widgets.explore(detector, 3)
-
-
-# ---- pictures -----------------------------------------------------------------------------------------
 
 
 # ---- the controls -------------------------------------------------------------------------------------
@@ -192,13 +169,6 @@ def test_no_images_and_no_source(detector, tmp_path):
 def view(explorer):
     pytest.importorskip("ipywidgets")
     return widgets.ExplorerView(explorer, 4)
-
-
-@pytest.mark.parametrize("control, value", [("blend", 0.1), ("map", "sum"), ("image", 2), ("x", 3), ("y", 3)])
-def test_every_control_changes_the_picture(view, control, value):
-    before = view.picture.value
-    getattr(view, control).value = value
-    assert view.picture.value != before
 
 
 def test_picture_is_the_blend_with_outlines(view, explorer):
