@@ -36,26 +36,6 @@ def test_metrics_are_those_of_the_maps_it_returns(scored):
     np.testing.assert_allclose(found.scores["fused"], own, rtol=1e-4)
 
 
-def test_a_log_tells_when_the_device_has_done_its_part(scored, monkeypatch, capsys):
-    """By then gradients hold no memory. Others wait for that line, see `reproduction`."""
-    detector, expected = scored
-    detector.model.student.requires_grad_(True)
-    for parameter in detector.model.student.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    load, read = evaluation.load_masks, []
-
-    def masks_after(*arguments, **options):
-        assert all(parameter.grad is None for parameter in detector.model.parameters())
-        read.append(capsys.readouterr().out)
-        return load(*arguments, **options)
-
-    monkeypatch.setattr(evaluation, "load_masks", masks_after)
-    for progress in ("lines", "none"):
-        monkeypatch.setenv("DMDD_PROGRESS", progress)
-        evaluation.evaluate(detector, expected.category)
-    assert read == [f"{evaluation.SCORING} of {len(expected.labels)} images\n", ""]
-
-
 def test_result_file(scored, tmp_path):
     detector, found = scored
     path = evaluation.write_result(tmp_path, found, detector, Training(detector, None, 12.34, 5.678))

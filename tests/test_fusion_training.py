@@ -17,9 +17,6 @@ from dmdd_lite.fusion_comparison import (
     fuse_again,
     keep_output,
     keep_split,
-    score_fusions,
-    summarise,
-    train_fusions,
     with_fusion,
 )
 from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
@@ -110,18 +107,6 @@ def test_another_fusion_and_other_batches_give_what_the_model_would(detector, sp
     torch.testing.assert_close(output.weights, expected.weights, atol=1e-4, rtol=1e-4)
     whole = keep_output(detector, split.images, batch_size=100, progress=False)
     torch.testing.assert_close(whole.fused, split.output.fused, atol=1e-5, rtol=1e-4)
-
-
-def test_a_row_for_every_fusion_skip_and_seed(split):
-    variants = {"sum": {"fusion": "weighted"}, "no attention": {"fusion_attention": ()}}
-    fusions = train_fusions(tiny_config(), learnable(2), variants, (0, 1), progress=False)
-    scores = score_fusions(split, fusions, (0.0, 1.0), progress=False)
-    assert len(scores) == 2 * 2 * 2
-    plain = scores[scores["skip"] == 1].drop(columns=["fusion", "skip", "seed"])
-    assert plain.nunique().eq(1).all()  # with skip 1 every fusion is the plain mean
-    values = 100 * scores.query("fusion == 'sum' and skip == 0")["pixel_ap"]
-    found = summarise(scores, ("pixel_ap",)).loc[("sum", 0.0), "pixel_ap"]
-    assert found == f"{values.mean():.1f} ± {values.std():.1f}"
 
 
 def test_a_detector_with_another_fusion_is_calibrated_and_can_be_loaded(detector, tmp_path):

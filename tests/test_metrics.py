@@ -208,10 +208,3 @@ def test_aupro_refuses_limits_outside_0_1(limit):
 def test_image_auroc_refuses(scores, labels, reason):
     with pytest.raises(ValueError, match=reason):
         metrics.image_auroc(np.array(scores), np.array(labels))
-
-
-def test_evaluate_maps_and_pro_curve_refuse():
-    with pytest.raises(ValueError, match="3 scores for 2 maps"):
-        metrics.evaluate_maps(SQUARES * 1.0, SQUARES, np.arange(3.0), np.array([True, True, False]))
-    with pytest.raises(ValueError, match="at least 2 points"):
-        metrics.pro_curve(SQUARES * 1.0, SQUARES, max_points=1)

@@ -18,7 +18,6 @@ TINY = (
     "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 5 --batch-size 2 --set "
     'student_blocks=[1,1,1] student_width=16 fusion_width=4 fusion_start=0.5 precision="float32" --device cpu'
 )
-LEAN = {"position_maps": False, "iterations": 4}  # trains faster still
 
 
 @pytest.fixture(scope="module")

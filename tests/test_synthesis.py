@@ -121,20 +121,6 @@ def test_pixels_by_threads_are_the_batch_at_once(synthesizer, foreground):
     torch.testing.assert_close(found, expected)
 
 
-def test_threads_change_neither_pairs_nor_settings(synthesizer):
-    before, made = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.inference_mode(threads == 2):
-                made.append(make(synthesizer))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    for pairs in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], pairs, strict=True))
-
-
 def test_pairs_of_a_seed_stay_what_they_were(synthesizer):
     """Pixels of the masks and means of the anomalous views: results were measured with these."""
     pairs = make(synthesizer)

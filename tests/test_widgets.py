@@ -195,16 +195,6 @@ def test_reading_follows_the_threshold_which_starts_at_the_detectors(view, explo
     assert view.threshold.value == detector.threshold
 
 
-def test_fused_has_one_scale_and_other_maps_have_four(view, explorer):
-    assert view.scale.disabled
-    view.map.value = "normality"
-    view.scale.value = 3
-    scores = explorer.scores("normality", 3)[[item.defect == "good" for item in explorer.items]]
-    assert view.threshold.value == pytest.approx(explorer.threshold("normality", 3)) == scores.max()
-    view.map.value = "plus"
-    assert (view.scale.value, view.scale.disabled, view.threshold.max) == (0, True, 1)
-
-
 def test_images_by_score_arrows_and_neighbours(view, explorer):
     order = [index for _, index in view.image.options]
     assert order == np.argsort(-explorer.scores(), kind="stable").tolist()
