@@ -1,4 +1,4 @@
-"""Images, masks and categories that the tests write."""
+"""Images, masks, categories and tiny models that the tests share."""
 
 from pathlib import Path
 
@@ -77,3 +77,42 @@ def tiny_config(**changes):
 def spread(start: int, stop: int, most: int) -> list[int]:
     """About so many numbers of start..stop - 1, evenly, the ends always."""
     return sorted({*range(start, stop, max(1, (stop - start) // most)), stop - 1})
+
+
+def tiny_teacher():
+    from dmdd_lite.teacher import build_teacher
+
+    return build_teacher("test_resnet", "random")
+
+
+def tiny_model(**changes):
+    from dmdd_lite.model import build_model
+
+    return build_model(tiny_config(**changes), tiny_teacher())
+
+
+def train_tiny(root: Path, folder: Path | None = None, every=500, watch=None, **changes):
+    """A whole training of lever on the CPU; `changes` are of the tiny configuration."""
+    from dmdd_lite.training import train
+
+    return train(tiny_config(**changes), root, "lever", "", folder, "cpu", every, False, watch)
+
+
+def random_images(count: int, size: int = 64, seed: int = 0):
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=rng, dtype=torch.uint8)
+
+
+def state_of(module) -> dict:
+    """A copy of all parameters and buffers."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same_state(one, other) -> bool:
+    """Bit by bit; of modules or of their states."""
+    import torch
+
+    one, other = (s if isinstance(s, dict) else s.state_dict() for s in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from builders import make_category, some_samples
+from builders import make_category, some_samples, tiny_model, tiny_teacher, train_tiny
 from reproductions import small_data, small_notebook
 
 from dmdd_lite import download
@@ -33,12 +33,31 @@ def notebook(tmp_path_factory):
     return small_notebook(tmp_path_factory.mktemp("notebook") / "small.ipynb")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """One tiny sample category, lever."""
+    """One tiny sample category, lever, which no test writes into."""
     root = tmp_path_factory.mktemp("samples")
     some_samples(root, "lever", train=7)
     return root
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    return tiny_teacher()
+
+
+@pytest.fixture(scope="session")
+def detector():
+    """Untrained; no test changes it."""
+    from dmdd_lite.detector import Detector
+
+    return Detector(tiny_model(), threshold=0.125)
+
+
+@pytest.fixture(scope="session")
+def whole(root):
+    """A whole training of the tiny configuration, which no test changes."""
+    return train_tiny(root)
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,16 @@
 """The benchmark of the branches against loops over cells and known answers; a batch that A must learn."""
 
 import itertools
-import json
-import sys
 from importlib import import_module
 
 import pytest
 import torch
-from builders import tiny_config
+from builders import tiny_config, tiny_model
 
 from dmdd_lite import training
 from dmdd_lite.losses import aim_loss, cosine_distance, resize_mask
-from dmdd_lite.model import build_model
 from dmdd_lite.student import StudentOutput
 from dmdd_lite.synthesis import Pairs
-from dmdd_lite.teacher import build_teacher
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +20,7 @@ def branches(scripts):
 
 @pytest.fixture(scope="module")
 def model():
-    config = tiny_config(position_maps=False)
-    return build_model(config, build_teacher(config.teacher, "random")).eval()
+    return tiny_model(position_maps=False).eval()
 
 
 @pytest.fixture(scope="module")
@@ -39,67 +34,48 @@ def pairs() -> Pairs:
     return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
 
 
+@torch.no_grad()
 def test_distances_equal_loops_over_cells(branches, model, pairs):
-    mean = tuple(f[:1] for f in model.teacher(pairs.normal))
-    table = branches.pair_table(branches.PairViews(model, pairs), mean)
-    with torch.no_grad():
-        normal, seen = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
-        clean, damaged = model.student(pairs.normal, normal), model.student(pairs.anomalous, seen)
+    normal, seen = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
+    table = branches.pair_table(branches.PairViews(model, pairs), tuple(f[:1] for f in normal))
+    clean, damaged = model.student(pairs.normal, normal), model.student(pairs.anomalous, seen)
     for k, stride in enumerate((4, 8, 16)):
-        cells = 32 // stride  # of the anomaly, per side
-        inside, outside = {}, []
-        count, _, height, width = seen[k].shape
-        for b, y, x in itertools.product(range(count), range(height), range(width)):
-            at = (b, slice(None), y, x)
-            n, t = normal[k][at], seen[k][at]
-            a, own = damaged.abnormality[k][at], damaged.normality[k][at]
-            if y < cells and x < cells:
-                values = {"A_T_in": (a, t), "N_Tn_in": (own, n), "A_N_in": (a, own), "T_Tn_in": (t, n)}
-                for name, (p, q) in values.items():
-                    inside.setdefault(name, []).append(1 - torch.cosine_similarity(p, q, dim=0))
-            else:
-                outside.append(1 - torch.cosine_similarity(a, t, dim=0))
-        for name, values in {**inside, "A_T_out": outside}.items():
+        n, t, own, a = normal[k], seen[k], damaged.normality[k], damaged.abnormality[k]
+        inside = {"A_T_in": (a, t), "N_Tn_in": (own, n), "A_N_in": (a, own), "T_Tn_in": (t, n)}
+        found = {name: [] for name in (*inside, "A_T_out")}
+        for b, y, x in itertools.product(range(4), range(64 // stride), range(64 // stride)):
+            pairs_here = inside if max(y, x) < 32 // stride else {"A_T_out": (a, t)}
+            for name, (p, q) in pairs_here.items():
+                found[name].append(1 - torch.cosine_similarity(p[b, :, y, x], q[b, :, y, x], dim=0))
+        for name, values in found.items():
             assert table.loc[stride, name] == pytest.approx(torch.stack(values).mean().item(), abs=1e-4), name
-        of_clean = cosine_distance(clean.normality[k], normal[k]).mean().item()
+        of_clean = cosine_distance(clean.normality[k], n).mean().item()
         assert table.loc[stride, "N_clean"] == pytest.approx(of_clean, abs=1e-4)
 
 
-@pytest.mark.parametrize("copied", ["teacher", "normality"])
-def test_a_branch_that_copies_is_told(branches, model, pairs, copied, monkeypatch):
+@pytest.mark.parametrize("column, row", [("A_T_in", "A = T"), ("A_N_in", "A = N")])
+def test_a_branch_that_copies_is_told(branches, model, pairs, column, row, monkeypatch):
     forward = model.student.forward
 
     def copying(images, features):
-        output = forward(images, features)
-        return StudentOutput(output.normality, features if copied == "teacher" else output.normality)
+        normality = forward(images, features).normality
+        return StudentOutput(normality, features if row == "A = T" else normality)
 
     monkeypatch.setattr(model.student, "forward", copying)
     views = branches.PairViews(model, pairs)
-    table = branches.pair_table(views, model.teacher(pairs.normal[:1]))
-    column = "A_T_in" if copied == "teacher" else "A_N_in"
-    assert table[column].abs().max() < 1e-5
+    assert branches.pair_table(views, model.teacher(pairs.normal[:1]))[column].abs().max() < 1e-5
     parts = branches.aim_table(views)
-    name = {"teacher": "A = T", "normality": "A = N"}[copied]
-    assert parts.loc["A"].tolist() == pytest.approx(parts.loc[name].tolist(), abs=1e-5)
-
-
-def test_a_linear_probe_finds_what_is_there_and_no_more(branches):
-    rng = torch.Generator().manual_seed(0)
-    features = torch.randn(10, 4, 8, 8, generator=rng)
-    inside = torch.rand(10, 8, 8, generator=rng) < 0.3
-    assert 0.4 < branches.probe(features, inside, ~inside) < 0.6
-    features[:, 2] += 3 * inside
-    assert branches.probe(features, inside, ~inside) > 0.95
+    assert parts.loc["A"].tolist() == pytest.approx(parts.loc[row].tolist(), abs=1e-5)
 
 
 def test_one_repeated_batch_is_learned(root, pairs):
     """A departs inside and stays near outside, N restores: where these fail, so would any training."""
-    config = tiny_config(iterations=160, fusion_start=1.0, position_maps=False, batch_size=4)
-    data = training.load_training_data(config, root, "lever", progress=False)
-    trainer = training.Trainer(config, build_model(config, build_teacher(config.teacher, "random")), data)
+    changes = {"iterations": 160, "fusion_start": 1.0, "position_maps": False, "batch_size": 4}
+    data = training.load_training_data(tiny_config(**changes), root, "lever", progress=False)
+    trainer = training.Trainer(tiny_config(**changes), tiny_model(**changes), data)
     trainer.known = None  # its normal images are none of these
     trainer.pairs.batch = lambda iteration, index=None: pairs
-    losses = [trainer.step() for _ in range(config.iterations)]
+    losses = [trainer.step() for _ in range(160)]
     assert losses[-1].aim_inside < losses[0].aim_inside / 5
     with torch.no_grad():
         normal, seen = trainer.model.teacher(pairs.normal), trainer.model.teacher(pairs.anomalous)
@@ -112,23 +88,3 @@ def test_one_repeated_batch_is_learned(root, pairs):
         assert cosine_distance(n, good)[share >= 0.99].mean() < 0.2
     loss = aim_loss(output.abnormality, seen, pairs.mask)
     assert max(loss.inside, loss.outside) < 0.3
-
-
-@pytest.mark.slow
-def test_a_detector_is_measured_from_the_command_line(branches, root, tmp_path, monkeypatch, capsys):
-    training.train(tiny_config(), root, "lever", output_dir=tmp_path / "run", device="cpu", progress=False)
-    out = tmp_path / "branches.json"
-    words = ["branches.py", str(tmp_path / "run/detector"), "--data", f"{root}/lever", "--device", "cpu"]
-    monkeypatch.setattr(
-        sys, "argv", [*words, "--unseen-textures", f"{root}/lever/train/good", "--out", str(out)]
-    )
-    branches.main()
-    found = json.loads(out.read_text(encoding="utf-8"))
-    for name in ("pairs", "unseen", "defects"):
-        assert list(found[name]) == ["4", "8", "16"]
-    assert found["pairs"]["4"]["A_T_in"] != found["unseen"]["4"]["A_T_in"]
-    assert set(found["aim"]) == {"A", "A = T", "A = N", "A = T(x_n)"}
-    assert "A_T_in" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["branches.py", str(tmp_path / "no"), "--data", f"{root}/lever"])
-    with pytest.raises(SystemExit, match="no"):
-        branches.main()

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from builders import tiny_config
+from builders import random_images, tiny_model
 from sklearn.metrics import average_precision_score
 
 from dmdd_lite.fusion import Calibration
-from dmdd_lite.model import build_model
 from dmdd_lite.plus import WEIGHTS, Plus
-from dmdd_lite.teacher import build_teacher
 
 
 def flat(*values: float) -> tuple[torch.Tensor, ...]:
@@ -18,46 +16,39 @@ def flat(*values: float) -> tuple[torch.Tensor, ...]:
     return tuple(torch.full((1, 4 >> k % 2, 4 >> k % 2), v) for k, v in enumerate(values))
 
 
-def logs(distances, floor=0.02, own=0.4):
-    return [(1 - own) * math.log(d + floor) for d in distances]
-
-
 def test_levels_by_hand():
     """Of flat maps the lower quartile is the map itself."""
-    calibration = Calibration(4)
-    calibration.observe(flat(0.18, 0.48, 0.95, 1.95))
-    torch.testing.assert_close(calibration.level, torch.tensor(logs((0.18, 0.48, 0.95, 1.95))))
+    calibration, values = Calibration(4), (0.18, 0.48, 0.95, 1.95)
+    calibration.observe(flat(*values))
+    logs = [0.6 * math.log(d + 0.02) for d in (*values, 0.58)]
+    torch.testing.assert_close(calibration.level, torch.tensor(logs[:4]))
     assert calibration.distance.item() == pytest.approx(0.89)
-    calibration.observe(flat(0.58, 0.48, 0.95, 1.95), weight=0.1)
-    first, second = logs((0.18, 0.58))
-    assert calibration.level[0].item() == pytest.approx(0.9 * first + 0.1 * second)
+    calibration.observe(flat(0.58, *values[1:]), weight=0.1)
+    assert calibration.level[0].item() == pytest.approx(0.9 * logs[0] + 0.1 * logs[4])
     assert calibration.distance.item() == pytest.approx(0.89 + 0.1 * 0.1)
 
 
 def test_calibrated_maps_by_brute_force():
     rng = torch.Generator().manual_seed(0)
     maps = tuple(torch.rand(2, side, side, generator=rng) for _ in range(2) for side in (8, 4))
-    calibration = Calibration(4)
+    calibration, mean = Calibration(4), 0
     calibration.observe(maps)
-    new = tuple(2 * m + 0.1 for m in maps)
-    found = calibration(tuple(m.requires_grad_() for m in new))
+    new = tuple((2 * m + 0.1).requires_grad_() for m in maps)
+    found = calibration(new)
     assert found.maps.shape == (2, 4, 8, 8)
     assert not found.maps.requires_grad
-    mean = 0
     for k, m in enumerate(new):
         logarithms = (m + 0.02).log()
         own = [sorted(one.flatten().tolist())[one.numel() // 4 - 1] for one in logarithms]
-        values = torch.stack((logarithms - 0.4 * torch.tensor(own)[:, None, None], m))
+        values = torch.stack((logarithms - 0.4 * torch.tensor(own)[:, None, None], m)).detach()
         enlarged = torch.nn.functional.interpolate(values, (8, 8), mode="bilinear")
-        torch.testing.assert_close(found.maps[:, k], (enlarged[0] - calibration.level[k]).detach())
-        mean = mean + enlarged[1].detach() / 4
+        torch.testing.assert_close(found.maps[:, k], enlarged[0] - calibration.level[k])
+        mean = mean + enlarged[1] / 4
     torch.testing.assert_close(found.plain, 10 * (mean - calibration.distance) - 3)
 
 
 def test_good_images_are_at_zero():
-    config = tiny_config(precision="float32")
-    model = build_model(config, build_teacher("test_resnet", "random")).eval()
-    images = torch.randint(0, 256, (16, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    model, images = tiny_model().eval(), random_images(16)
     model.calibrate(images)
     with torch.no_grad():
         output = model(images.float() / 255)
@@ -72,8 +63,7 @@ def test_plus_by_hand(weight):
     plus = Plus(2)
     plus.weight.fill_(weight)
     plus.observe(flat(1.0, 1.0))
-    fused = torch.full((1, 4, 4), 0.7)
-    found = plus(fused, flat(2.0, 3.0))
+    found = plus(torch.full((1, 4, 4), 0.7), flat(2.0, 3.0))
     above = [0.6 * math.log((d + 0.05) / 1.05) for d in (2.0, 3.0)]
     expected = (1 - weight) * math.log(0.7 / 0.3) + weight * (sum(above) - 3)
     torch.testing.assert_close(found.logit(), torch.full((1, 4, 4), expected))
@@ -82,14 +72,13 @@ def test_plus_by_hand(weight):
 @pytest.mark.parametrize("teller", ["fused", "position"])
 def test_the_weight_goes_to_the_map_that_finds_the_damage(teller):
     """The other one is noise; the chosen weight has the highest AP of all."""
-    rng = torch.Generator().manual_seed(0)
+    rng, plus = torch.Generator().manual_seed(0), Plus(3)
     mask = torch.rand(8, 16, 16, generator=rng) < 0.1
     noise = [0.2 + 0.6 * torch.rand(8, 16, 16, generator=rng) for _ in range(4)]
     fused = noise[0] + 0.15 * mask * (teller == "fused")
     position = tuple(n + 2.0 * mask * (teller == "position") for n in noise[1:])
-    plus = Plus(3)
-    chosen = plus.choose([(fused[:4], tuple(m[:4] for m in position), mask[:4]),
-                          (fused[4:], tuple(m[4:] for m in position), mask[4:])])  # fmt: skip
+    halves = [(fused[h], tuple(m[h] for m in position), mask[h]) for h in (slice(0, 4), slice(4, 8))]
+    chosen = plus.choose(halves)
     assert (chosen < 0.5) == (teller == "fused")
 
     def ap(weight):

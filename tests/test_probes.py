@@ -3,91 +3,65 @@
 import numpy as np
 import pytest
 import torch
-from builders import make_category, tiny_config
+from builders import make_category, same_state, state_of, tiny_config, tiny_model
 
 from dmdd_lite import losses, probes, training
-from dmdd_lite.model import build_model
 from dmdd_lite.synthesis import Pairs
-from dmdd_lite.teacher import build_teacher
 from dmdd_lite.zones import split_zones, zone_recall
-
-
-def tiny_model(**changes):
-    config = tiny_config(**changes)
-    return build_model(config, build_teacher(config.teacher, config.teacher_weights))
 
 
 @pytest.fixture
 def pairs():
     rng = torch.Generator().manual_seed(0)
-    normal = torch.rand(2, 3, 64, 64, generator=rng)
+    normal, noise = torch.rand(2, 2, 3, 64, 64, generator=rng)
     mask = torch.zeros(2, 64, 64)
     mask[:, 8:40, 16:44] = 1
-    anomalous = torch.where(mask[:, None] > 0, torch.rand(2, 3, 64, 64, generator=rng), normal)
-    return Pairs(normal, anomalous, mask)
+    return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
 
 
 @pytest.fixture
 def masks():
-    masks = np.random.default_rng(0).random((3, 20, 24)) < 0.02
+    rng = np.random.default_rng(0)
     return np.stack(
-        [np.kron(mask[:5, :6] | np.eye(5, 6, dtype=bool), np.ones((4, 4), bool)) for mask in masks]
+        [np.kron((rng.random((5, 6)) < 0.02) | np.eye(5, 6, dtype=bool), np.ones((4, 4), bool))] * 3
     )
 
 
-def test_shapes_are_those_of_the_features(pairs):
-    model = tiny_model().train()
+@pytest.mark.parametrize("changes", [{}, {"student": "decoder"}, {"branches": ("abnormality",)}])
+def test_shapes_are_those_of_the_features(changes, pairs):
+    model = tiny_model(**changes).train()
     table = probes.trace_shapes(model, pairs.normal).set_index("module")
     teacher = model.teacher(pairs.normal)
-    normality = model.student(pairs.normal, teacher).normality
-    for k, (t, n) in enumerate(zip(teacher, normality, strict=True)):
+    for k, (t, a) in enumerate(zip(teacher, model.student(pairs.normal, teacher).abnormality, strict=True)):
         assert tuple(table.loc[f"teacher[{k}]"][1:]) == tuple(t.shape[1:])
-        assert tuple(table.loc[f"student.decouple.{k}[0]"][1:]) == tuple(n.shape[1:])
-        assert table.loc[f"student.decouple.{k}.expand", "channels"] == 2 * n.shape[1]
-    assert list(table["gives"][-2:]) == ["normality, scale 3", "abnormality, scale 3"]
+        width = len(model.config.branches) * a.shape[1]
+        assert table.loc[f"student.decouple.{k}.expand", "channels"] == width
+        for branch in model.config.branches:
+            row = table[table["gives"] == f"{branch}, scale {k + 1}"]
+            assert row.iloc[0, 1:].tolist() == list(a.shape[1:])
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("changes", [{"student": "decoder"}, {"branches": ("abnormality",)}])
-def test_shapes_of_any_student(changes, pairs):
-    table = probes.trace_shapes(tiny_model(**changes), pairs.normal)
-    branches = changes.get("branches", ("normality", "abnormality"))
-    assert sum(
-        text in {f"{b}, scale {k}" for b in branches for k in (1, 2, 3)} for text in table["gives"]
-    ) == 3 * len(branches)
-
-
 def test_distances_are_the_losses_of_one_view(pairs):
     model = tiny_model().train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = state_of(model)
     found = probes.pair_distances(model, pairs, "abnormality")
     assert model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    model.eval()
-    normal, anomalous = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
+    assert same_state(before, model)
+    normal, anomalous = model.eval().teacher(pairs.normal), model.teacher(pairs.anomalous)
     output = model.student(pairs.anomalous, anomalous)
     restored = sum(d.restored.mean() for d in found)
     empty = torch.zeros_like(pairs.mask)
     torch.testing.assert_close(restored, losses.ngm_loss(output.abnormality, normal, empty, "pixel"))
-    aim = losses.aim_loss(output.abnormality, anomalous, pairs.mask)
     costs = [((d.seen - d.mask).abs(), d.mask) for d in found]
     inside = sum((cost * mask).sum() / mask.sum() for cost, mask in costs)
     outside = sum((cost * (1 - mask)).sum() / (1 - mask).sum() for cost, mask in costs)
-    torch.testing.assert_close(aim, losses.AimLoss((inside + outside) / 2, inside, outside))
+    expected = losses.AimLoss((inside + outside) / 2, inside, outside)
+    torch.testing.assert_close(losses.aim_loss(output.abnormality, anomalous, pairs.mask), expected)
     assert all((d.change[d.mask > 0.5] > 0).all() for d in found)
-
-
-def test_a_missing_branch_is_refused(pairs):
     with pytest.raises(ValueError, match="no branch 'abnormality', only normality"):
         probes.pair_distances(tiny_model(branches=("normality",)), pairs, "abnormality")
-
-
-def test_gap_table_means_inside_and_outside():
-    mask = torch.tensor([[[1.0, 0.6, 0.4, 0.0]]])
-    seen = torch.tensor([[[0.2, 0.4, 9.0, 0.1]]])
-    table = probes.gap_table([probes.PairDistances(seen, 2 * seen, 3 * seen, mask)])
-    np.testing.assert_allclose(table.loc[1], [0.3, 0.1, 0.6, 0.9], rtol=1e-6)
 
 
 def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
@@ -96,10 +70,8 @@ def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
     for name, iterations in (("short", 3), ("long", 5)):
         config = tiny_config(iterations=iterations, fusion_start=1.0)
         data = training.load_training_data(config, tmp_path, "nut", progress=False)
-        model = build_model(config, build_teacher(config.teacher, config.teacher_weights))
-        trainers[name] = training.Trainer(config, model, data)
+        trainers[name] = training.Trainer(config, tiny_model(**config.to_dict()), data)
     *_, rows = probes.watch(trainers, pairs, every=2)
-    assert [t.iteration for t in trainers.values()] == [3, 5]
     assert rows.groupby("model")["iteration"].apply(list).to_dict() == {"short": [2, 3], "long": [2, 4, 5]}
     last = probes.gap_table(probes.pair_distances(trainers["long"].model, pairs)).mean()
     np.testing.assert_allclose(rows.iloc[-1][last.index].astype(float), last, rtol=1e-4)
@@ -111,12 +83,8 @@ def test_depth_agrees_with_erosion_and_dilation(width, masks):
     np.testing.assert_array_equal(deep > width, zones.centre)
     np.testing.assert_array_equal((deep >= 1) & (deep <= width), zones.edge)
     np.testing.assert_array_equal((deep <= -1) & (deep >= -width), zones.rim)
-
-
-def test_depth_without_an_outline():
-    deep = probes.depth(np.stack([np.zeros((4, 4), bool), np.ones((4, 4), bool)]))
-    assert deep[0].max() < -(10**6)
-    assert deep[1].min() > 10**6
+    nothing, everything = probes.depth(np.stack([np.zeros((4, 4), bool), np.ones((4, 4), bool)]))
+    assert nothing.max() < -(10**6) < 10**6 < everything.min()
 
 
 def test_recall_by_depth_adds_up_to_the_zones(masks):

@@ -5,63 +5,47 @@ import pytest
 
 from dmdd_lite.zones import split_zones, zone_recall, zone_table
 
-
-@pytest.fixture
-def masks():
-    masks = np.zeros((2, 24, 32), bool)
-    masks[0, 6:16, 8:20] = True
-    masks[1, :7, 25:] = True  # cut off by the border
-    return masks
+MASKS = np.zeros((2, 24, 32), bool)
+MASKS[0, 6:16, 8:20] = True
+MASKS[1, :7, 25:] = True  # cut off by the border
 
 
-def test_zones_are_a_partition_around_the_outline(masks):
-    zones = split_zones(masks, 2)
-    assert (sum(zone.astype(int) for zone in zones) == 1).all()
-    expected = np.zeros_like(masks[0])
-    expected[8:14, 10:18] = True
-    np.testing.assert_array_equal(zones.centre[0], expected)
-    around = np.zeros_like(masks[0])
-    around[4:18, 6:22] = True
-    np.testing.assert_array_equal(zones.rim[0], around & ~masks[0])
-
-
-def test_a_defect_at_the_border_has_no_edge_there(masks):
-    centre = split_zones(masks, 2).centre[1]
-    assert centre[0, 31]
-    assert not centre[6, 31]
-
-
-@pytest.mark.parametrize("width", [1, 3])
-def test_edge_is_within_width_of_a_normal_pixel(masks, width):
-    zones = split_zones(masks, width)
+def grown(masks, width):
+    """What is within `width` of the mask, by looking at every pixel; the picture goes on at its border."""
     padded = np.pad(masks, ((0, 0), (width, width), (width, width)), mode="edge")
-    for n, y, x in np.argwhere(masks):
-        near = padded[n, y : y + 2 * width + 1, x : x + 2 * width + 1]
-        assert zones.edge[n, y, x] == (not near.all())
+    near = np.lib.stride_tricks.sliding_window_view(padded, (2 * width + 1, 2 * width + 1), axis=(1, 2))
+    return near.any((3, 4))
 
 
-def test_recall_counts_pixels_above_the_background_quantile(masks):
-    maps = np.random.default_rng(0).random(masks.shape)
-    zones = split_zones(masks, 1)
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_zones_are_a_partition_by_the_distance_to_the_outline(width):
+    zones = split_zones(MASKS, width)
+    assert (sum(zone.astype(int) for zone in zones) == 1).all()
+    np.testing.assert_array_equal(zones.edge, MASKS & grown(~MASKS, width))
+    np.testing.assert_array_equal(zones.rim, ~MASKS & grown(MASKS, width))
+    assert zones.centre[1, 0, 31]  # a defect at the border has no edge there
+
+
+def test_recall_counts_pixels_above_the_background_quantile():
+    maps, zones = np.random.default_rng(0).random(MASKS.shape), split_zones(MASKS, 1)
     found = zone_recall(maps, zones, 0.1)
-    threshold = np.sort(maps[zones.background])
-    assert (threshold > found["threshold"]).mean() == pytest.approx(0.1, abs=2 / threshold.size)
-    expected = np.mean([maps[tuple(i)] > found["threshold"] for i in np.argwhere(zones.edge)])
-    assert found["edge"] == pytest.approx(expected)
+    above = maps > found["threshold"]
+    assert above[zones.background].mean() == pytest.approx(0.1, abs=2 / zones.background.sum())
+    for name in ("centre", "edge", "rim"):
+        assert found[name] == pytest.approx(above[getattr(zones, name)].mean())
 
 
-def test_maps_that_see_only_one_zone(masks):
-    zones = split_zones(masks, 2)
-    table = zone_table({"edge only": 1.0 * zones.edge, "all": 1.0 * masks}, masks, 2)
-    assert table.loc["edge only"].tolist() == [0, 1, 0]
+def test_maps_that_see_only_one_zone():
+    table = zone_table({"edge": 1.0 * split_zones(MASKS, 2).edge, "all": 1.0 * MASKS}, MASKS, 2)
+    assert table.loc["edge"].tolist() == [0, 1, 0]
     assert table.loc["all"].tolist() == [1, 1, 0]
 
 
-def test_no_background_or_centre(masks):
+def test_no_background_or_centre():
     with pytest.raises(ValueError, match="no background"):
         zone_recall(np.zeros((1, 4, 4)), split_zones(np.ones((1, 4, 4), bool), 1))
     thin = np.zeros((1, 9, 9), bool)
     thin[0, 4] = True
     assert np.isnan(zone_recall(np.zeros((1, 9, 9)), split_zones(thin, 1))["centre"])
     with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
-        split_zones(masks, 0)
+        split_zones(MASKS, 0)
