@@ -194,13 +194,6 @@ def test_extreme_proportions(tmp_path, detector, shape):
     assert found[0].score == pytest.approx(found[1].score, abs=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [None, 5, b"a.png", {"a": 1}, torch.zeros(3, 4, 4)])
-def test_other_objects_are_refused_by_predict(detector, wrong):
-    for source in (wrong, [wrong], [COLOURS, wrong]):
-        with pytest.raises(ValueError, match="expected a path, a PIL image or a NumPy array, not "):
-            detector.predict(source)
-
-
 def test_a_list_of_mixed_sizes_and_its_bad_member_is_named(tmp_path, detector):
     path = save_image(tmp_path / "a.png", COLOURS)
     good = [COLOURS, COLOURS[:7, :, 0], Image.fromarray(COLOURS), path]

@@ -47,13 +47,6 @@ def test_masks_that_look_odd_are_taken_as_they_are(category, on, off, share):
     assert masks[-2].float().mean() == share
 
 
-@pytest.mark.parametrize("kind, scale", [(np.uint8, 1), (np.uint16, 257)])
-def test_soft_edges_are_cut_at_half(tmp_path, kind, scale):
-    ramp = np.arange(0, 255, 2, dtype=kind)[None].repeat(3, 0)
-    found = read_mask(save_image(tmp_path / "m.png", ramp * kind(scale)))
-    assert found[0].tolist() == [value > 127 for value in ramp[0]]
-
-
 @pytest.mark.parametrize("mask, message", [
     (disc(on=0), r"000_mask\.png: empty mask; mark the defect"),
     (alpha_only(disc()), r"000_mask\.png: empty mask; mark the defect \(transparency is not read\)"),
@@ -141,15 +134,6 @@ def test_every_split_leaves_images_to_train_on(tmp_path, count, holdout):
         assert len(split.images) + len(split.held_out) == count
         assert len(split.images) >= max(1, (count - 1) // 2)
         assert bool(len(split.held_out)) == (holdout > 0 and count > 1)
-
-
-@pytest.mark.parametrize("count, changes", [(1, {}), (3, {"batch_size": 9})])
-def test_training_on_next_to_no_images(tmp_path, count, changes):
-    make_category(tmp_path, defects=("hole",), count=count)
-    config = tiny_config(iterations=2, position_maps=False, **changes)
-    found = train(config, tmp_path, "nut", device="cpu", progress=False)
-    assert 0 <= found.detector.predict(disc()).score <= 1
-    assert np.isfinite(found.detector.threshold)
 
 
 @pytest.mark.parametrize("name, content, message", [

@@ -58,14 +58,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(call, dis
     assert not tree(disk.folder)
 
 
-def test_a_finished_run_is_loaded_from_a_read_only_folder(call, whole, disk):
-    call(disk.folder / "run")
-    disk.remount("ro")
-    assert_same(call(disk.folder / "run"), whole)
-    with pytest.raises(OSError, match=rf"{READ_ONLY}: '{disk.folder / 'detector'}'"):
-        whole.detector.save(disk.folder / "detector")
-
-
 class Saved:
     """What `save_checkpoint` asks of a trainer."""
 

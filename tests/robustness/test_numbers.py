@@ -60,19 +60,7 @@ def test_metrics_equal_brute_force_on_awkward_cases(monkeypatch):
             assert aupro_per_image(maps, masks) == pytest.approx(alone, abs=1e-12), seed
 
 
-@pytest.mark.parametrize("change", [
-    *(lambda m, t=t: m.astype(t) for t in ("f2", "f4", ">f4", "u1", "i1", "u8")),
-    lambda m: m * 2e307, lambda m: m * 5e-324, lambda m: m.astype("i8") + 2**62,
-    lambda m: np.repeat(m, 3, axis=1)[:, ::3], lambda m: m.tolist(),
-])  # fmt: skip
-def test_metrics_are_exact_in_every_type_and_at_every_size(change):
-    maps = np.random.default_rng(0).integers(0, 6, (4, 6, 5)) + MASKS_2
-    for metric in PIXELWISE:
-        assert metric(change(maps), MASKS_2) == metric(maps, MASKS_2)
-
-
 MAPS, MASKS = np.random.default_rng(0).random((3, 4, 5)), np.arange(60).reshape(3, 4, 5) % 7 == 0
-MASKS_2 = np.arange(120).reshape(4, 6, 5) % 7 == 0
 OUTLINES = (metrics.pro_curve, best_outline, lambda a, m: outline_quality(a, m, {}))
 
 
