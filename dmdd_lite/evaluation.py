@@ -34,7 +34,7 @@ BATCH, GPU_BATCH = 8, 32  # images predicted at once
 HELD = 4e9  # bytes of images, masks and maps up to which they are held in memory, not in temporary files
 PINNED = 1e9  # bytes of maps up to which they are collected in memory that the system cannot swap out
 
-#: how the line begins that a log gets when the device has done its part, see `reproduction.jobs`
+#: how the line begins that a log gets when the device has done its part, for readers of a log
 SCORING = "now scoring the maps"
 
 

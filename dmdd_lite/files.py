@@ -1,7 +1,6 @@
 """Writing files so that a crash never leaves a half-written one, and progress that suits where it is seen."""
 
 import contextlib
-import glob
 import json
 import os
 import re
@@ -13,29 +12,43 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tqdm.auto import tqdm
-
-from . import locks
 
 PARTIAL = ".partial"  # how the name of an unfinished file ends, so that no pattern such as *.json finds it
 
 
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`, which the system releases when its holder dies; timeout in seconds, or -1.
+    Raises filelock.Timeout if another holder keeps it, OSError if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let `write(temporary)` make the file beside `path`, then rename it there: all of it or nothing. What
-    earlier writers of `path` left there when they were killed is removed.
+    """Let `write(temporary)` make the file beside `path`, then rename it there: all of it or nothing. One
+    process at a time writes `path`; what a killed one left there is overwritten.
 
     Raises OSError naming `path` and the system's reason, such as a full disk.
     """
     path = Path(path)
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        with _temporary(path) as temporary:
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    with naming(path), locked(path.with_name(f".{path.name}.lock{PARTIAL}")):
+        try:
+            temporary.unlink(missing_ok=True)
             write(temporary)
             with open(temporary, "rb") as written:
                 os.fsync(written.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -70,34 +83,6 @@ def _error_number(error: BaseException) -> int | None:
     return int(told[1]) if told else getattr(error, "errno", None)
 
 
-@contextlib.contextmanager
-def _temporary(path: Path):
-    """A new file beside `path`, removed on failure; its lock tells it from an abandoned one."""
-    while True:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PARTIAL, dir=path.parent)
-        file = open(handle, "rb")  # noqa: SIM115 (closed below)
-        kept = locks.hold(file)
-        if not kept or not locks.AVAILABLE:  # Windows renames no open file
-            file.close()
-        if kept:
-            break
-    try:
-        yield Path(temporary)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    finally:
-        file.close()
-
-
-def _remove_abandoned(path: Path):
-    """The temporary files for `path` whose writer is no more."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}-*{PARTIAL}") if locks.AVAILABLE else ():
-        with contextlib.suppress(OSError), open(temporary, "r+b") as file:  # gone meanwhile, or not ours
-            if locks.hold(file):
-                temporary.unlink()
-
-
 def write_json(path: str | Path, values: dict) -> Path:
     """Strict JSON (no NaN), written atomically."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
@@ -113,12 +98,6 @@ def writing_problem(folder: str | Path) -> str:
     except OSError as error:
         return f"{folder} cannot be written to ({error.strerror})"
     return ""
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class Progress:

@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dmdd_lite.runner import NOTEBOOKS
+from dmdd_lite.reproduce.notebook import NOTEBOOKS
 
 driver = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
 

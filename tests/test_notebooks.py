@@ -7,7 +7,7 @@ import statistics
 import nbformat
 import pytest
 
-from dmdd_lite.runner import NOTEBOOKS, notebook_parameters
+from dmdd_lite.reproduce.notebook import NOTEBOOKS, notebook_parameters
 
 CHAPTERS = sorted(NOTEBOOKS.glob("*.ipynb"))
 SOLUTIONS = sorted(NOTEBOOKS.glob("solutions/*.ipynb"))

@@ -46,7 +46,7 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run(tmp_path):
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
 
-    told = "from dmdd_lite.runner import REPRODUCTION; print(REPRODUCTION, end='')"
+    told = "from dmdd_lite.reproduce.notebook import REPRODUCTION; print(REPRODUCTION, end='')"
     environment = os.environ | {"PYTHONPATH": str(installed)}
     ran = subprocess.run(
         [sys.executable, "-c", told],

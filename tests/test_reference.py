@@ -9,7 +9,7 @@ from dmdd_lite.config import MVTEC_CATEGORIES
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.figures import save_figure
 from dmdd_lite.plots.peers import plot_peers
-from dmdd_lite.reference import PROTOCOLS, by_category, category_table, load_reference, means_table, settings
+from dmdd_lite.reproduce.reference import by_category, category_table, load_reference, means_table, settings
 
 
 def results_of(categories, seeds=(0, 1)) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def test_columns_agree_with_their_stated_means(method, metric, mean):
 
 def test_every_method_tells_its_protocol_and_the_paper_has_no_more_than_its_abstract():
     reference = load_reference()
-    assert set(reference["method"]) == set(PROTOCOLS)
+    assert reference.groupby("method")["protocol"].first().notna().all()
     paper = reference.query("method == 'DMDD'")
     assert len(paper) == 1
     for metric, value in evaluation.PAPER.items():

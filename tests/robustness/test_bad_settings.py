@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
 from dmdd_lite.config import Config
-from dmdd_lite.runner import NOTEBOOKS, check_injected, check_parameters, notebook_parameters
+from dmdd_lite.reproduce.notebook import NOTEBOOKS, check_injected, check_parameters, notebook_parameters
 from dmdd_lite.training import train
 
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}

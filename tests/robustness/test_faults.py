@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,8 @@ import torch
 from attempts import assert_same
 from builders import tree
 
-from dmdd_lite import evaluation, locks, synthesis
-from dmdd_lite.files import Progress, write_atomically, write_json
+from dmdd_lite import checkpoints, evaluation, synthesis
+from dmdd_lite.files import PARTIAL, Progress, locked, write_atomically, write_json
 from dmdd_lite.training import Trainer, TrainingError
 
 # ---- threads that die ---------------------------------------------------------------------------------
@@ -75,18 +74,18 @@ def test_a_thread_that_fails_at_a_metric_tells_its_error():
 # ---- two at a time ------------------------------------------------------------------------------------
 
 
-def test_a_folder_in_use_is_named_with_its_user_and_left_alone(call, tmp_path, monkeypatch, tally):
-    monkeypatch.setattr(locks, "PATIENCE", 0)
+def test_a_folder_in_use_is_named_and_left_alone(call, tmp_path, monkeypatch, tally):
+    monkeypatch.setattr(checkpoints, "PATIENCE", 0)
     monkeypatch.setattr(Trainer, "__init__", None)
-    told = rf"{tmp_path} is used for a training by process {os.getpid()} on .*; wait for it, or use another"
-    with locks.claim(tmp_path / "training.lock", "held"), pytest.raises(TrainingError, match=told):
+    told = rf"{tmp_path} is used for a training by another process; wait for it, or use another"
+    with locked(tmp_path / "training.lock"), pytest.raises(TrainingError, match=told):
         call(tmp_path)
     assert not tree(tmp_path)
     tally("two writers of one folder")
 
 
 def test_writers_of_one_file_never_spoil_it(tmp_path, depth, tally):
-    """Four writers, each of which also removes what it takes for abandoned, and readers at any time."""
+    """Four writers, and readers at any time."""
     path, rounds = tmp_path / "a.json", depth(25, 1000)
     write_json(path, {"rows": [0] * 2000})
 
@@ -103,19 +102,12 @@ def test_writers_of_one_file_never_spoil_it(tmp_path, depth, tally):
 
 
 def test_what_a_killed_writer_left_is_no_result_and_goes_with_the_next(tmp_path):
-    path, alive = tmp_path / "pcb_seed0.json", []
-
-    def write(temporary: Path):
-        abandoned = temporary.with_name(temporary.name.replace(".partial", "x.partial"))
-        abandoned.write_text('{"metr')
-        assert len(evaluation.collect_results(tmp_path)) == 0
-        write_json(path, {"inner": True})  # meets the abandoned one, and ours, which is alive
-        alive.extend([temporary.exists(), not abandoned.exists()])
-        temporary.write_text("{}")
-
-    write_atomically(path, write)
-    assert alive == [True, True]
-    assert tree(tmp_path) == {"pcb_seed0.json": b"{}"}
+    path = tmp_path / "pcb_seed0.json"
+    for name in (f".{path.name}{PARTIAL}", f".{path.name}.lock{PARTIAL}"):
+        (tmp_path / name).write_text('{"metr')
+    assert len(evaluation.collect_results(tmp_path)) == 0
+    write_json(path, {})
+    assert tree(tmp_path) == {"pcb_seed0.json": b"{}\n"}
 
 
 # ---- the clock set back -------------------------------------------------------------------------------
@@ -140,15 +132,6 @@ def test_a_clock_set_back_decides_nothing(call, whole, tmp_path, monkeypatch, ca
     assert_same(resumed, whole)
     assert 0 < resumed.seconds < 600
     tally("clocks set back")
-
-
-def test_the_age_of_a_lock_says_nothing(tmp_path):
-    path = tmp_path / "a.lock"
-    with locks.claim(path, "used"):
-        os.utime(path, (0, 0))
-        with pytest.raises(locks.Busy, match=rf"used by process {os.getpid()}"), locks.claim(path, "used", 0):
-            pass
-    assert not path.exists()
 
 
 def test_progress_never_counts_backwards(monkeypatch, capsys):
