@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT ?= 1000
 .PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
 
 demo: $(VENV)/ready
-	@$(BIN)/python -m dmdd_lite.demo $(ARGS)
+	@$(BIN)/python -m dmdd_lite.reproduce.demo $(ARGS)
 
 # the paper's table: make reproduce DATA=data/mvtec_ad ARGS="--textures data/dtd/images --seeds 0 1 2"
 reproduce: export HF_HUB_OFFLINE = 0
@@ -33,7 +33,7 @@ notebooks: $(VENV)/ready
 
 # the pictures of README.md, written by notebook 05
 figures: $(VENV)/ready
-	@$(BIN)/python -m dmdd_lite.demo --figures figures
+	@$(BIN)/python -m dmdd_lite.reproduce.demo --figures figures
 
 # speed, memory and floors of this machine, on a GPU if there is one, into results/benchmarks
 benchmarks: $(VENV)/ready

@@ -4,38 +4,47 @@ seeds, every training in a process of its own.
     python benchmarks/ablation.py --data bottle=data/mvtec_ad/bottle --textures data/dtd/images \\
         --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
         --set 'teacher_options={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}' \\
-        --rows full pairs plain --seeds 0 1 2 --iterations 300 --batch-size 8 --minutes 9
+        --rows full pairs plain --seeds 0 1 2 --iterations 300 --batch-size 8
 
-Stop it whenever you like: the same command goes on from the last checkpoints and repeats nothing finished.
-Results go to <out>/<row>_<data>_seed<seed>.json, tables to <out>.csv and <out>.md, the figure to <out>.png.
-Exit status: 0 all done, 1 a run failed, 2 nothing was started, 75 runs are left, 130 interrupted.
+After an interruption the same command resumes from the last checkpoint and repeats nothing finished. Results
+go to <out>/<row>_<data>_seed<seed>.json, tables to <out>.csv and <out>.md, the figure to <out>.png.
+Exit status: 0 all done, 1 a training failed, 2 nothing was started, 130 interrupted.
 """
 
 import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
 import re
+import shutil
+import signal
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import measure
-from ablation_report import write_report
-from ablation_rows import BY_NAME, FULL, listing
-from ablation_run import Job, Process, is_kept, read_result, run_name
+import numpy as np
+from ablation_report import portable, write_report
+from ablation_rows import BY_NAME, FULL, SCORING
 
-from dmdd_lite.config import Config
-from dmdd_lite.data import open_category
+from dmdd_lite.config import Config, differences
+from dmdd_lite.data import list_images, open_category, open_folder
+from dmdd_lite.evaluation import PROTOCOL, evaluate
 from dmdd_lite.images import DataError
-from dmdd_lite.reproduction.jobs import BUSY, INTERRUPTED, ResultError, interrupt_on_sigterm
-from dmdd_lite.reproduction.schedule import places
 from dmdd_lite.teacher import TeacherError, build_teacher
+from dmdd_lite.training import Training, refit_fusion, train
+from dmdd_lite.utils import describe, peak_memory_mb, write_json
+from dmdd_lite.zones import zone_table
 
-POLL = 0.2  # seconds between two looks at the processes
-SPARE = 40.0  # seconds kept of the time limit: imports before it counts, stopping the runs, the tables
+ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side
+ZONE_FPR = 0.01  # share of good pixels above the threshold at which edge and core are looked for
+CHECKPOINTS = 20  # of a training: an interrupted one loses at most that share of itself
 
 
 class CannotStart(ValueError):
-    """Something that the runs need is missing or wrong; the message says what."""
+    """Something that the trainings need is missing or wrong; the message says what."""
 
 
 class Data(NamedTuple):
@@ -56,32 +65,18 @@ def read_data(text: str) -> Data:
 
 def common_parser(description: str) -> argparse.ArgumentParser:
     """A parser of what says which trainings there are: data, textures, configuration, seeds, device."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--data", type=read_data, nargs="+", default=[], metavar="NAME=ROOT/CATEGORY")
     parser.add_argument("--textures", default="", help="folder of anomaly textures; without it procedural")
     parser.add_argument("--teacher", help="timm name of the teacher")
     parser.add_argument("--teacher-weights", help="its weights, a local file")
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--batch-size", type=int)
+    for name in ("--image-size", "--iterations", "--batch-size"):
+        parser.add_argument(name, type=int)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=JSON")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="auto")
     return parser
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = common_parser(__doc__)
-    parser.add_argument("--rows", nargs="+", default=list(BY_NAME), choices=BY_NAME, metavar="ROW")
-    parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder of the results")
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default one, or one a GPU)")
-    parser.add_argument("--minutes", type=float, help="stop in time for the call to last so long")
-    parser.add_argument("--keep", action="store_true", help="keep every detector, not only the full row's")
-    parser.add_argument("--list", action="store_true", help="print the rows and end")
-    parser.add_argument("--report", action="store_true", help="write the tables of what is there and end")
-    return parser.parse_args(arguments)
 
 
 def base_config(options: argparse.Namespace) -> Config:
@@ -93,203 +88,245 @@ def base_config(options: argparse.Namespace) -> Config:
     return Config.from_dict({**given, **measure.read_fields(options.set)})
 
 
-# ---- what to run --------------------------------------------------------------------------------------
+def run_name(row: str, data: str, seed: int) -> str:
+    return f"{row}_{data}_seed{seed}"
+
+
+class Job(NamedTuple):
+    """The training of `row`, and the rows that are scored from its detector, with their configurations."""
+
+    row: str
+    data: Data
+    seed: int
+    base: Config
+    rows: dict[str, Config]
+    options: argparse.Namespace
+
+    @property
+    def name(self) -> str:
+        return run_name(self.row, self.data.name, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoint or detector of the training."""
+        return self.options.out / "runs" / self.name
+
+    @property
+    def log(self) -> Path:
+        return self.options.out / "logs" / f"{self.name}.log"
+
+    def result(self, row: str) -> Path:
+        return self.options.out / f"{run_name(row, self.data.name, self.seed)}.json"
+
+    def settings(self, row: str) -> dict:
+        """What a result depends on, apart from its configuration."""
+        kind = BY_NAME[self.row].textures
+        folder = Path(self.options.textures).name if kind in ("folder", "mixed") else ""
+        data = {"data": self.data.name, "category": self.data.category}
+        return {"row": row, **data, "textures": [kind, folder]}
 
 
 def plan(options: argparse.Namespace, base: Config) -> list[Job]:
-    """The trainings, with the rows that each is scored for, whether there is a result or not; seed by seed,
-    the full row first. Rows that change nothing of the base are left out, and named."""
+    """The trainings, seed by seed, the full row first. Rows that change nothing of the base are left out."""
     wanted = [BY_NAME[name] for name in dict.fromkeys(options.rows)]
     same = [row.name for row in wanted if row.name != FULL and row.same_as_full(base)]
-    if not options.textures:
-        same += [row.name for row in wanted if row.textures == "none"]
+    same += [row.name for row in wanted if row.textures == "none" and not options.textures]
     if same:
         print(f"as the full row, left out: {', '.join(same)}")
     wanted = [row for row in wanted if row.name not in same]
     groups = {row.name: [row] for row in wanted if not row.is_refit(base)}
-    refit = [row for row in wanted if row.is_refit(base)]  # those that are only scored too
-    if refit:
+    if refit := [row for row in wanted if row.is_refit(base)]:
         groups[FULL] = [*groups.get(FULL, []), *refit]
-    order = sorted(groups, key=lambda name: name != FULL)
     return [
-        job_of(options, base, name, groups[name], data, seed)
+        Job(name, data, seed, base, {row.name: row.config(base, seed) for row in groups[name]}, options)
         for seed in options.seeds
-        for name in order
+        for name in sorted(groups, key=lambda name: name != FULL)
         for data in options.data
     ]
 
 
-def job_of(options, base: Config, name: str, rows: list, data: Data, seed: int) -> Job:
-    """The training of one row, data set and seed."""
-    row = BY_NAME[name]
-    return Job(
-        row=name,
-        **{"data": data.name, "root": data.root, "category": data.category},
-        seed=seed,
-        config=row.config(base, seed).to_dict(),
-        base=base.replace(seed=0).to_dict(),
-        rows={r.name: r.config(base, seed).to_dict() for r in rows},
-        textures=row.textures,
-        texture_root=str(Path(options.textures).resolve()) if options.textures else "",
-        out=str(options.out.resolve()),
-        device=options.device,
-        keep=is_kept(name, options.keep),
-    )
+def read_values(path: Path, config: Config, settings: dict) -> dict | None:
+    """A result; None if there is none yet. Raises CannotStart, naming what differs, if it was made with other
+    settings, or if it is no result."""
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        changed = differences(portable(values["config"]), portable(config.to_dict()))
+        changed += [f"{k}: {values[k]!r} -> {v!r}" for k, v in settings.items() if values[k] != v]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotStart(f"{path} is not a result file ({error!r}); move it away") from error
+    if changed:
+        told = f"{path} was made with other settings ({'; '.join(changed)})"
+        raise CannotStart(f"{told}; delete it or choose another --out")
+    return values
 
 
 def open_rows(job: Job) -> list[str]:
-    """The rows that have no result yet. Raises ResultError for a result of other settings."""
-    return [row for row in job.rows if read_result(job, row) is None]
+    """The rows that have no result yet. Raises CannotStart for a result of other settings."""
+    rows = job.rows.items()
+    return [row for row, config in rows if read_values(job.result(row), config, job.settings(row)) is None]
 
 
 def check(options: argparse.Namespace, base: Config, jobs: list[Job]):
-    """Look at results, data, textures and teacher before anything starts. Raises CannotStart with all
-    problems."""
-    problems = []
-    if not options.data:
-        problems.append("no --data given")
+    """Look at results, data, textures and teacher. Raises CannotStart with all problems."""
+    problems = [] if options.data else ["no --data given"]
     if len({data.name for data in options.data}) < len(options.data):
         problems.append("--data: every data set needs a name of its own")
     if options.textures and not Path(options.textures).is_dir():
         problems.append(f"--textures {options.textures}: no such folder")
-    for job in jobs:
+    checks = [(open_rows, job) for job in jobs]
+    checks += [(open_category, data.root, data.category, False) for data in options.data]
+    checks += [(build_teacher, base.teacher, base.teacher_weights, base.teacher_options)]
+    for call, *arguments in checks:
         try:
-            open_rows(job)
-        except ResultError as error:
+            call(*arguments)
+        except (DataError, TeacherError, ValueError) as error:
             problems.append(str(error))
-    for data in options.data:
-        try:
-            open_category(data.root, data.category, check_files=False)
-        except DataError as error:
-            problems.append(str(error))
-    try:
-        build_teacher(base.teacher, base.teacher_weights, base.teacher_options)
-    except (TeacherError, ValueError) as error:
-        problems.append(str(error))
     if problems:
         raise CannotStart("\n".join(problems))
 
 
-# ---- running it ---------------------------------------------------------------------------------------
+# ---- a training ---------------------------------------------------------------------------------------
 
 
-class Grid:
-    """The open jobs, as many at a time as there are `environments`; stops by itself at `deadline` (of
-    time.monotonic)."""
-
-    def __init__(self, jobs: list[Job], environments: list[dict[str, str]], deadline: float):
-        self.total = sum(len(job.rows) for job in jobs)
-        self.waiting = [job for job in jobs if open_rows(job)]
-        self.open = {job.name: open_rows(job) for job in self.waiting}
-        self.environments, self.deadline = environments, deadline
-        self.running: dict[int, Process] = {}  # by the index of their environment
-        self.failed: dict[str, str] = {}  # messages by the run's name
-        self.interrupted = False
-
-    @property
-    def left(self) -> int:
-        """Runs that neither have a result nor failed."""
-        return sum(len(rows) for rows in self.open.values()) - len(self.failed)
-
-    @property
-    def done(self) -> int:
-        return self.total - self.left - len(self.failed)
-
-    def work(self):
-        """Until all is done or failed, or the deadline. Whatever happens, no process is left."""
-        try:
-            while (self.waiting or self.running) and time.monotonic() < self.deadline:
-                for place, process in list(self.running.items()):
-                    if self.settle(process):
-                        del self.running[place]
-                for place, environment in enumerate(self.environments):
-                    if place not in self.running and self.waiting:
-                        self.running[place] = Process(self.waiting.pop(0), environment)
-                time.sleep(POLL)
-        finally:
-            for process in self.running.values():
-                process.stop()
-            for process in self.running.values():
-                process.wait(SPARE / 4)
-                self.tell(process.job)
-
-    def settle(self, process: Process) -> bool:
-        """Tell what a process has done; True when it has ended."""
-        code, job = process.poll(), process.job
-        self.tell(job)
-        if code is None:
-            return False
-        process.wait()
-        self.tell(job)
-        if code == BUSY:
-            print(f"{job.name}: another command works on it", flush=True)
-        elif self.open[job.name]:
-            message = process.error() if code else "ended without a result"
-            for row in self.open[job.name]:
-                name = run_name(row, job.data, job.seed)
-                self.failed[name] = f"{message} (log: {job.log})"
-                print(f"{name}: failed: {message}", flush=True)
-        return True
-
-    def tell(self, job: Job):
-        """A line for every result that has come since the last look."""
-        for row in list(self.open[job.name]):
-            values = read_result(job, row)
-            if values:
-                self.open[job.name].remove(row)
-                print(f"[{self.done}/{self.total}] {line(values)}", flush=True)
+def run_job(job: Job):
+    """Train, or load what was trained before, then score the open rows, some of them after a fusion of their
+    own was trained for the same student. Raises what `train`, `refit_fusion` and `evaluate` raise."""
+    config, data = BY_NAME[job.row].config(job.base, job.seed), job.data
+    every = max(1, config.iterations // CHECKPOINTS)
+    place = (data.root, data.category, textures_of(job))
+    training = train(config, *place, job.folder, job.options.device, every)
+    category = open_category(data.root, data.category, check_files=False)
+    for row in open_rows(job):
+        made = variant(training, job.rows[row], (*place, job.options.device))
+        write_json(job.result(row), result_of(job, row, made, evaluate(made.detector, category)))
+    if not job.options.keep and job.row != FULL:  # rows that only score may be added to the full one later
+        shutil.rmtree(job.folder)
 
 
-def line(values: dict) -> str:
+def variant(training: Training, config: Config, place: tuple) -> Training:
+    """The training under the configuration of one of its rows. Its seconds are those of what was trained."""
+    changed = {text.split(":")[0] for text in differences(training.detector.config, config)}
+    if changed <= set(SCORING):
+        return dataclasses.replace(training, detector=measure.rescored(training.detector, config))
+    print(f"the fusion anew: {', '.join(sorted(changed))}", flush=True)
+    return refit_fusion(training.detector, config, *place)
+
+
+def textures_of(job: Job) -> str | Path:
+    """The folder that the textures come from, '' for procedural ones; that of 'mixed' is made of links."""
+    kind, folder = BY_NAME[job.row].textures, job.options.textures
+    own = Path(job.data.root) / job.data.category / "train" / "good"
+    if kind != "mixed":
+        return {"folder": folder, "none": "", "own": own}[kind]
+    mixed = job.folder / "textures"
+    mixed.mkdir(parents=True, exist_ok=True)
+    for number, source in enumerate([*list_images(own), *(open_folder(folder, True) if folder else ())]):
+        link = mixed / f"{number:06}{source.suffix}"
+        if not link.is_symlink():
+            link.symlink_to(source.resolve())
+    return mixed
+
+
+def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
+    """All of a row's result, as `evaluation.write_result` has it, with the recall of edge and core."""
+    device = made.detector.device
+    return {
+        **job.settings(row),
+        "seed": job.seed,
+        "protocol": PROTOCOL,
+        "metrics": evaluation.metrics,
+        "zones": zone_recalls(evaluation.maps, evaluation.masks),
+        "seconds": round(made.seconds, 1),
+        "images_per_second": round(evaluation.images_per_second, 2),
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        **describe(device),
+        "images": {"train": len(evaluation.category.train), "test": len(evaluation.labels)},
+        "config": made.detector.config.to_dict(),
+        "base": job.base.replace(seed=0).to_dict(),
+    }
+
+
+def zone_recalls(maps: dict[str, np.ndarray], masks: np.ndarray) -> dict[str, dict]:
+    """Recall of centre, edge and rim by map, see `zones.zone_table`; None for a zone without pixels."""
+    table = zone_table(maps, masks, max(1, round(ZONE_WIDTH * masks.shape[-1])), ZONE_FPR)
+    return table.astype(object).where(table.notna(), None).to_dict("index")
+
+
+# ---- processes ----------------------------------------------------------------------------------------
+
+
+def child(job: Job):
+    """`run_job` in a process of its own, which ends with its parent; what it prints goes to the log."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    with open(job.log, "a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        run_job(job)
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run_child(job: Job) -> str:
+    """Why the training failed, '' if it did not. No process is left, whatever happens."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=child, args=(job,))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+    if process.exitcode < 0:
+        return f"killed by {signal.Signals(-process.exitcode).name}"
+    return measure.last_line(job.log.read_text(encoding="utf-8"), 1) if process.exitcode else ""
+
+
+def told(values: dict) -> str:
     """One result in one line."""
     names = {"image_auroc": "image", "pixel_auroc": "pixel", "aupro": "AUPRO", "pixel_ap": "AP"}
     numbers = [f"{name} {100 * values['metrics']['fused'][key]:.2f}" for key, name in names.items()]
-    return f"{values['row']} {values['data']} seed {values['seed']}: {', '.join(numbers)}, " + (
-        f"{values['seconds']:.0f} s"
-    )
+    run = f"{values['row']} {values['data']} seed {values['seed']}"
+    return f"{run}: {', '.join(numbers)}, {values['seconds']:.0f} s"
 
 
-def run(options: argparse.Namespace, began: float) -> Grid:
-    """Check, then work. Raises CannotStart."""
+def run(options: argparse.Namespace) -> int:
+    """Check, then train and score what is open; how many trainings failed. Raises CannotStart."""
     base = base_config(options)
-    jobs = plan(options, base)
+    jobs, failed = plan(options, base), 0
     check(options, base, jobs)
-    limit = 60 * options.minutes if options.minutes else float("inf")
-    grid = Grid(jobs, places(options.jobs, options.device), began + limit - min(SPARE, limit / 5))
-    print(f"{grid.total} runs, {grid.left} of them open; logs in {options.out / 'logs'}", flush=True)
-    try:
-        grid.work()
-    except KeyboardInterrupt:
-        grid.interrupted = True
-    return grid
+    for number, job in enumerate(jobs, start=1):
+        if rows := open_rows(job):
+            problem = run_child(job)
+            failed += bool(problem)
+            for row in set(rows) - set(open_rows(job)):
+                print(f"[{number}/{len(jobs)}] {told(json.loads(job.result(row).read_text()))}", flush=True)
+            if problem:
+                print(f"[{number}/{len(jobs)}] {job.name}: failed: {problem} (log: {job.log})", flush=True)
+    return failed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    began, options = time.monotonic(), parse(arguments)
+    parser = common_parser(__doc__)
+    parser.add_argument("--rows", nargs="+", default=list(BY_NAME), choices=BY_NAME, metavar="ROW")
+    parser.add_argument("--out", type=Path, default=Path("results/ablation"), help="folder of the results")
+    parser.add_argument("--keep", action="store_true", help="keep every detector, not only the full row's")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ.setdefault("DMDD_PROGRESS", "lines")
     try:
-        if options.list:
-            print(listing(base_config(options)))
-            return 0
-        grid = None
-        if not options.report:
-            interrupt_on_sigterm()
-            grid = run(options, began)
+        failed = run(options)
         print("\n" + write_report(options.out) if any(options.out.glob("*.json")) else "no results yet")
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes")
+        return 130
     except (ValueError, TypeError) as error:
         print(error, file=sys.stderr)
         return 2
-    return conclude(grid) if grid else 0
-
-
-def conclude(grid: Grid) -> int:
-    """Tell what is missing; the exit status."""
-    for name, message in grid.failed.items():
-        print(f"failed: {name}: {message}")
-    if grid.left:
-        print(f"{grid.left} of {grid.total} runs are left; the same command goes on")
-    if grid.interrupted:
-        return INTERRUPTED
-    return 1 if grid.failed else BUSY if grid.left else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 from ablation_rows import BY_NAME, FULL
-from ablation_run import portable
 
 from dmdd_lite.config import Config, differences
 from dmdd_lite.evaluation import METRICS
@@ -27,41 +26,32 @@ JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
 INPUTS = ("normality", "abnormality")  # what the fused map can be compared with
 
 
+def portable(config: dict) -> Config:
+    """A stored configuration with the bare name of the weights file, whose folder differs by machine."""
+    return Config.from_dict({**config, "teacher_weights": Path(config["teacher_weights"]).name})
+
+
 def collect(folder: str | Path) -> pd.DataFrame:
     """All result files of a folder: a line a row, data set, seed and map, numbers as fractions of 1, in the
-    order of ROWS.
-
-    Raises ValueError naming a file that is no result, or two of different base configurations.
-    """
-    lines, first = [], None
+    order of ROWS. Raises ValueError naming a file that is no result, or of another base configuration."""
+    lines, bases = [], []
     for path in sorted(Path(folder).glob("[!.]*_seed*.json")):  # hidden: a file half written
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
+            run = [values[key] for key in ("row", "data", "seed")]
             for name, metrics in values["metrics"].items():
-                parts = [values[key] for key in ("row", "data", "seed")]
-                parts += [name, *(metrics[key] for key in METRICS)]
-                parts += [values["zones"][name][key] for key in ZONES]
-                lines.append([*parts, values["seconds"]])
+                zones = [values["zones"][name][key] for key in ZONES]
+                lines.append([*run, name, *(metrics[key] for key in METRICS), *zones, values["seconds"]])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
-        first = first or (path, values)
-        _compare_bases(*first, path, values)
-    table = pd.DataFrame(lines, columns=COLUMNS)
-    for column in ZONES:
-        table[column] = table[column].astype(float)  # None to NaN
+        bases += [portable(values["base"])] if "base" in values else []  # peers have none
+        if bases and (changed := differences(bases[0], bases[-1])):
+            raise ValueError(f"{path} is of different base settings: {'; '.join(changed)}")
+    table = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(ZONES, float))  # None to NaN
     known = {name: place for place, name in enumerate(BY_NAME)}
     place = table["row"].map(lambda name: known.get(name, len(known)))
     order = table.assign(place=place).sort_values(["data", "place", "row", "seed"], kind="stable").index
     return table.loc[order].reset_index(drop=True)
-
-
-def _compare_bases(path, values, other_path, other):
-    """Rows are changes of one base, or they cannot be compared. Peers have none."""
-    if "base" not in values or "base" not in other:
-        return
-    changed = differences(*(portable(Config.from_dict(v["base"])) for v in (values, other)))
-    if changed:
-        raise ValueError(f"{path} and {other_path} are of different base settings: {'; '.join(changed)}")
 
 
 def best_input(results: pd.DataFrame) -> pd.DataFrame:
@@ -107,29 +97,18 @@ def fusion_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
 
 def markdown(results: pd.DataFrame) -> str:
     """Both tables of every data set."""
-    parts = ["Percent, mean ± std over seeds; weights of the last iteration, nothing chosen on the test set."]
+    text = "Percent, mean ± std over seeds; weights of the last iteration, nothing chosen on the test set.\n"
     for data in dict.fromkeys(results["data"]):
-        parts += [f"## {data}: fused map", _table(quality_table(results, data))]
-        parts += [
-            f"## {data}: the sum of the maps, and points that the fused map is behind its best input",
-            _table(fusion_table(results, data)),
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.to_markdown(disable_numparse=True)
+        titles = ("fused map", "the sum of the maps, and points that the fused map is behind its best input")
+        for title, table in zip(titles, (quality_table, fusion_table), strict=True):
+            text += f"\n## {data}: {title}\n\n{table(results, data).to_markdown(disable_numparse=True)}\n"
+    return text
 
 
 def write_report(folder: str | Path) -> str:
     """Write `<folder>.csv`, `.md` and, of the data sets that have the full row, `.png`; returns the `.md`.
-
-    Raises ValueError as `collect`, and if there is no result.
-    """
-    folder = Path(folder)
-    results = collect(folder)
-    if results.empty:
-        raise ValueError(f"{folder} has no results yet")
+    Raises ValueError as `collect`."""
+    folder, results = Path(folder), collect(folder)
     text = markdown(results)
     rounded = results.round({name: 6 for name in (*METRICS, *ZONES)})
     csv, md, png = (folder.with_name(folder.name + end) for end in (".csv", ".md", ".png"))

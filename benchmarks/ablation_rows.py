@@ -13,25 +13,17 @@ from dmdd_lite.config import Config, differences, student_differences
 #: fields that the training never reads
 SCORING = ("smoothing_sigma", "score_rule", "score_top", "fusion_skip", "threshold_quantile")
 
-#: where a row's anomaly textures come from: a folder of any pictures, nowhere (procedural ones), the
-#: category's own training images, or the folder and those together
-TEXTURES = ("folder", "none", "own", "mixed")
-
 FULL = "full"  # the row that all others are compared with
 
 
 class Row(NamedTuple):
-    """changes: Config fields with their value, or with a function of the base and the field's name."""
+    """changes: Config fields with their value, or with a function of the base and the field's name; textures:
+    a "folder" of any pictures, "none" (procedural ones), the category's "own" training images, or "mixed"."""
 
     name: str
     why: str
     changes: dict = {}  # noqa: RUF012 read only
     textures: str = "folder"
-
-    @property
-    def is_scoring(self) -> bool:
-        """Whether the row is a matter of scoring alone."""
-        return bool(self.changes) and set(self.changes) <= set(SCORING) and self.textures == "folder"
 
     def is_refit(self, base: Config) -> bool:
         """Whether the row has the student of the full row."""
@@ -51,21 +43,15 @@ class Row(NamedTuple):
 
 def times(factor: float) -> Callable:
     """The base's value so many times, whole where it is whole."""
-
-    def changed(base: Config, field: str):
-        value = getattr(base, field)
-        return type(value)(value * factor)
-
-    return changed
-
-
-def of_student(base: Config, field: str) -> int:
-    """As many iterations as the base's student has."""
-    return base.student_iterations
+    return lambda base, field: type(value := getattr(base, field))(value * factor)
 
 
 # one branch, its maps summed
-PLAIN = {"branches": ("normality",), "fusion_start": 1.0, "iterations": of_student}
+PLAIN = {
+    "branches": ("normality",),
+    "fusion_start": 1.0,
+    "iterations": lambda base, field: base.student_iterations,
+}
 
 REVERSE = {**PLAIN, "pairs": False, "student": "decoder", "position_prior": False, "position_maps": False}
 
@@ -117,14 +103,3 @@ ROWS = (
 )
 
 BY_NAME = {row.name: row for row in ROWS}
-
-
-def listing(base: Config) -> str:
-    """Markdown of all rows: name, what is changed, textures, whether it trains, and why."""
-    lines = ["| row | changes | textures | trains | why |", "|---|---|---|---|---|"]
-    for row in ROWS:
-        config = row.config(base, base.seed)
-        changes = ", ".join(f"{name}={getattr(config, name)!r}" for name in row.changes) or "-"
-        trains = "no" if row.is_scoring else "fusion" if row.is_refit(base) else "yes"
-        lines.append(f"| {row.name} | {changes} | {row.textures} | {trains} | {row.why} |")
-    return "\n".join(lines)

@@ -18,7 +18,6 @@ Exit status: 0 all done, 1 a training failed, 2 something is missing or wrong, 1
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,17 +26,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from ablation import CannotStart, Data, base_config, check, common_parser
-from ablation_run import portable
+from ablation import CannotStart, Data, base_config, check, common_parser, read_values
 from torch import Tensor
 
-from dmdd_lite.config import Config, differences
+from dmdd_lite.config import Config
 from dmdd_lite.data import load_masks, open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import BATCH, GPU_BATCH, METRICS, PROTOCOL
 from dmdd_lite.images import load_images
 from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.reproduction.jobs import INTERRUPTED, ResultError
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import Trainer, TrainingError, snapshot, train
 from dmdd_lite.utils import describe, resolve_device, write_json
@@ -108,7 +105,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def plan(options: argparse.Namespace) -> list[Run]:
     """All runs, done or not, seed by seed, after a look at everything that they need.
 
-    Raises CannotStart, ValueError or TypeError, and ResultError for a result of other settings.
+    Raises CannotStart, also for a result of other settings, ValueError or TypeError.
     """
     base = base_config(options)
     every = max(1, base.iterations // LOOKS) if options.every is None else options.every
@@ -127,22 +124,14 @@ def plan(options: argparse.Namespace) -> list[Run]:
 
 
 def read_result(run: Run) -> dict | None:
-    """The result of a run, or None if there is none yet.
-
-    Raises ResultError, which names what differs, if it was made with other settings, or if it is no result.
-    """
-    if not run.path.exists():
-        return None
+    """The result of a run; None if there is none. Raises CannotStart for another run's or a broken one."""
+    values = read_values(run.path, run.config, run.settings)
     try:
-        values = json.loads(run.path.read_text(encoding="utf-8"))
-        changed = differences(portable(Config.from_dict(values["config"])), portable(run.config))
-        changed += [f"{k}: {values[k]!r} -> {v!r}" for k, v in run.settings.items() if values[k] != v]
-        _ = [line[key] for line in choose(values["curve"]).values() for key in ("iteration", *METRICS)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{run.path} is not a result file ({error!r}); move it away") from error
-    if changed:
-        what = f"{run.path} was made with other settings ({'; '.join(changed)})"
-        raise ResultError(f"{what}; delete it or choose another --out")
+        _ = values and [
+            line[key] for line in choose(values["curve"]).values() for key in ("iteration", *METRICS)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotStart(f"{run.path} is not a result file ({error!r}); move it away") from error
     return values
 
 
@@ -274,8 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n" + report(results) if results else "no results yet")
     except KeyboardInterrupt:
         print("stopped; the same command repeats nothing finished")
-        return INTERRUPTED
-    except (ValueError, TypeError, ResultError, TeacherError) as error:
+        return 130
+    except (ValueError, TypeError, TeacherError) as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if failed else 0

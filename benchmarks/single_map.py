@@ -10,9 +10,8 @@ from pathlib import Path
 import measure
 import numpy as np
 import torch
-from ablation import read_data
+from ablation import read_data, run_name, zone_recalls
 from ablation_report import quality_table
-from ablation_run import run_name, zone_recalls
 from pandas import DataFrame
 
 from dmdd_lite.config import Config

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 
-from . import locks
 from .config import Config, differences
 from .detector import Detector
-from .utils import write_atomically, write_json
+from .utils import locked, write_atomically, write_json, writing_problem
 from .weights import load_plain
 
 FORMAT = 4  # of the state and the record; 3 fused nine maps
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
+PATIENCE = 20.0  # seconds to wait for a folder: who was killed together with its user needs some
 
 
 class TrainingError(RuntimeError):
@@ -28,7 +29,7 @@ def own_folder(folder: Path | None) -> Iterator[None]:
     and is still empty at the end, because the training was refused, does not stay.
 
     Raises TrainingError naming it if it cannot, or if another process still trains into it after
-    `locks.PATIENCE` seconds.
+    PATIENCE seconds.
     """
     if folder is None:
         yield
@@ -37,13 +38,16 @@ def own_folder(folder: Path | None) -> Iterator[None]:
         if not folder.exists():
             stack.callback(_remove_empty, folder)
         try:
-            stack.enter_context(locks.claim(folder / LOCK, f"{folder} is used for a training"))
-        except locks.Busy as error:
-            raise TrainingError(f"{error}; wait for it, or use another output folder") from error
+            stack.enter_context(locked(folder / LOCK, PATIENCE))
+        except Timeout as error:
+            told = f"{folder} is used for a training by another process; wait for it, or use another folder"
+            raise TrainingError(told) from error
         except OSError as error:
             raise TrainingError(
                 f"{folder} cannot be written to ({error}); mend that or use another output folder"
             ) from error
+        if problem := writing_problem(folder):  # a full disk still takes an empty lock file
+            raise TrainingError(f"{problem}; free disk space or use another output folder")
         for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
             left.unlink(missing_ok=True)  # of a killed process
         yield
@@ -137,5 +141,5 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
 def _clear(folder: Path):
     """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
     if any((folder / name).exists() for name in (CHECKPOINT, LOCK)):
-        with contextlib.suppress(OSError, locks.Busy), locks.claim(folder / LOCK, "", patience=0):
+        with contextlib.suppress(OSError), locked(folder / LOCK, 0):  # Timeout is an OSError
             (folder / CHECKPOINT).unlink(missing_ok=True)

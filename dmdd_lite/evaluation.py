@@ -31,7 +31,7 @@ METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
 BATCH, GPU_BATCH = 8, 32  # images predicted at once
 PINNED = 1e9  # bytes of maps up to which they are collected in memory that the system cannot swap out
 
-#: how the line begins that a log gets when the device has done its part, see `reproduction.jobs`
+#: how the line begins that a log gets when the device has done its part, for readers of a log
 SCORING = "now scoring the maps"
 
 

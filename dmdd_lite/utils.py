@@ -12,11 +12,12 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from .version import __version__
@@ -76,6 +77,19 @@ def describe(device: torch.device) -> dict:
     versions = {p: metadata.version(p) for p in ("torch", "torchvision", "timm", "numpy", "scikit-learn")}
     versions |= {"python": platform.python_version(), "dmdd-lite": __version__}
     return {"device": f"{device.type}: {name}", "threads": torch.get_num_threads(), "versions": versions}
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock file `path`, which the system releases when its holder dies; timeout in seconds, or -1.
+    Raises filelock.Timeout if another holder keeps it, OSError if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:

@@ -1,5 +1,4 @@
-"""A small stand-in for notebook 05, with its parameters cell, that tests can hold, break, keep in its tail
-and count; and jobs whose results are made up."""
+"""A stand-in for notebook 05 that trains nothing: tests hold it, break it, kill its kernel and count it."""
 
 import json
 import time
@@ -8,45 +7,34 @@ from pathlib import Path
 import nbformat
 from builders import some_samples
 
-from dmdd_lite import reproduce
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.reproduction.jobs import Job
-from dmdd_lite.runner import REPRODUCTION
+from dmdd_lite.reproduce.notebook import REPRODUCTION
+from dmdd_lite.reproduce.plan import parse, plan
+from dmdd_lite.reproduce.run import Job
 
-TRAIN = """
-import time
+CELL = """
+import json, os, signal, time
 from pathlib import Path
-from dmdd_lite import evaluation, training
 from dmdd_lite.config import Config
-from dmdd_lite.data import open_category
 
-name = f"{category}_seed{seed}"
-Path(results_dir, f"begun_{name}").touch()
-if Path(results_dir, f"break_{name}").exists():
+folder, name = Path(results_dir), f"{category}_seed{seed}"
+Path(folder, f"kernel_{name}_{os.getpid()}").touch()
+print("hello from", name)
+given = {"teacher": teacher, "teacher_weights": teacher_weights, "teacher_options": teacher_options,
+         "image_size": image_size, "iterations": iterations, "batch_size": batch_size, "seed": seed}
+config = Config.from_dict(dict(**given, **settings))
+while Path(folder, f"hold_{name}").exists():
+    time.sleep(0.05)
+if Path(folder, f"break_{name}").exists():
     raise RuntimeError("broken on purpose")
-save = training.save_checkpoint
-
-def save_and_hold(path, trainer):
-    save(path, trainer)
-    while Path(results_dir, f"hold_{name}").exists():
-        time.sleep(0.05)
-
-training.save_checkpoint = save_and_hold
-config = Config(teacher=teacher, teacher_weights=teacher_weights, teacher_options=teacher_options,
-                image_size=image_size, iterations=iterations, batch_size=batch_size, seed=seed)
-trained = training.train(config, data_root, category, texture_root, Path(results_dir, name), device, 2)
-scored = evaluation.evaluate(trained.detector, open_category(data_root, category))
-follower = Path(results_dir, f"follower_{name}")  # names the run that begins while this one is in its tail
-if follower.exists():
-    deadline = time.monotonic() + 120
-    while not Path(results_dir, f"begun_{follower.read_text()}").exists():
-        if time.monotonic() > deadline:
-            raise RuntimeError("waited in vain")
-        time.sleep(0.05)
-if Path(results_dir, f"break_tail_{name}").exists():
-    raise RuntimeError("broken in its tail")
-evaluation.write_result(results_dir, scored, trained.detector, trained)
-with open(Path(results_dir, "written.txt"), "a") as file:
+if Path(folder, f"die_{name}").exists():
+    Path(folder, f"die_{name}").unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+metrics = {"fused": dict.fromkeys(%r, 0.75)}
+values = {"category": category, "seed": seed, "config": config.to_dict(), "metrics": metrics}
+values |= {"seconds": 90.0, "device": "cpu: test"}
+Path(folder, f"{name}.json").write_text(json.dumps(values))
+with open(folder / "written.txt", "a") as file:
     file.write(name + "\\n")
 """
 
@@ -54,7 +42,7 @@ with open(Path(results_dir, "written.txt"), "a") as file:
 def small_notebook(path: Path) -> Path:
     document = nbformat.read(REPRODUCTION, 4)
     document.cells = [cell for cell in document.cells if "parameters" in cell.metadata.get("tags", [])]
-    document.cells.append(nbformat.v4.new_code_cell(TRAIN))
+    document.cells.append(nbformat.v4.new_code_cell(CELL % (METRICS,)))
     nbformat.write(document, path)
     return path
 
@@ -81,7 +69,12 @@ def written(results: Path) -> list[str]:
     return sorted((results / "written.txt").read_text().split())
 
 
-def until(condition, seconds: float = 180.0):
+def kernels(results: Path, name: str) -> list[int]:
+    """The process numbers of the kernels that have begun with this run."""
+    return [int(path.name.rpartition("_")[2]) for path in results.glob(f"kernel_{name}_*")]
+
+
+def until(condition, seconds: float = 240.0):
     """Wait for something to become true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -92,13 +85,14 @@ def until(condition, seconds: float = 180.0):
 
 def planned(nuts, tmp_path, *more, categories=("nut", "bolt")) -> list[Job]:
     """Jobs on what the fixture `nuts` wrote, with results in <tmp_path>/out."""
-    return reproduce.plan(reproduce.parse(arguments(nuts, tmp_path / "out", *more, categories=categories)))
+    return plan(parse(arguments(nuts, tmp_path / "out", *more, categories=categories)))
 
 
 def write_result_of(job: Job, **changes):
     """As the job itself would write it, apart from `changes` to the configuration."""
     config = job.config().to_dict() | changes
     values = {"category": job.parameters["category"], "seed": job.parameters["seed"], "config": config}
-    values |= {"metrics": {"fused": dict.fromkeys(METRICS, 0.75)}, "seconds": 90.0, "device": "cpu: test"}
+    maps = dict.fromkeys(("fused", "plus"), dict.fromkeys(METRICS, 0.75))
+    values |= {"metrics": maps, "seconds": 90.0, "device": "cpu: test"}
     job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.write_text(json.dumps(values))

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from dmdd_lite.runner import NOTEBOOKS, notebook_parameters
+from dmdd_lite.reproduce.notebook import NOTEBOOKS, notebook_parameters
 
 PATHS = sorted(NOTEBOOKS.rglob("0*.ipynb"))
 COLAB = "https://colab.research.google.com/github/dmdd-lite/dmdd-lite/blob/main/notebooks/"

@@ -7,7 +7,7 @@ import pytest
 from dmdd_lite import evaluation
 from dmdd_lite.config import MVTEC_CATEGORIES
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.reference import PROTOCOLS, by_category, category_table, load_reference
+from dmdd_lite.reproduce.reference import by_category, category_table, load_reference
 
 
 def results_of(categories) -> pd.DataFrame:
@@ -52,7 +52,7 @@ def test_columns_agree_with_their_stated_means(method, metric, mean):
 
 def test_every_method_tells_its_protocol_and_the_paper_has_no_more_than_its_abstract():
     reference = load_reference()
-    assert set(reference["method"]) == set(PROTOCOLS)
+    assert reference.groupby("method")["protocol"].first().notna().all()
     paper = reference.query("method == 'DMDD'")
     assert len(paper) == 1
     for metric, value in evaluation.PAPER.items():

@@ -1,64 +1,71 @@
-"""The whole table: planned and checked before anything runs, each run once, resumed, its failures told."""
+"""The whole table: checked before anything runs; each run once, whatever is killed, interrupted or broken."""
 
+import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
-from reproductions import arguments, planned, until, write_result_of, written
+from reproductions import arguments, kernels, planned, until, write_result_of, written
 
-from dmdd_lite import reproduce
 from dmdd_lite.config import Config
-from dmdd_lite.reproduction.jobs import ResultError, finished, holder
+from dmdd_lite.reproduce import demo, run
+from dmdd_lite.reproduce.__main__ import main
+from dmdd_lite.reproduce.plan import parse, plan
+from dmdd_lite.reproduce.run import CannotStart, finished
+from dmdd_lite.utils import locked
 
 # ---- planning and checking ----------------------------------------------------------------------------
 
 
 def test_a_job_a_category_and_seed_the_longest_first():
-    options = reproduce.parse(["data", "--seeds", "0", "1", "1"])
-    found = reproduce.plan(options)
+    found = plan(parse(["data", "--seeds", "0", "1", "1"]))
     assert len(found) == 30
     assert {job.parameters["category"] for job in found[:4]} == {"cable", "transistor"}
     assert [job.parameters["iterations"] for job in found] == [10_000] * 4 + [5_000] * 26
     assert found[0].config() == Config(iterations=10_000)
-    assert Path(found[0].parameters["data_root"]).is_absolute()
+    assert os.path.isabs(found[0].parameters["data_root"])
 
 
-def test_other_parameters_are_set_by_name(nuts, tmp_path):
-    first = planned(nuts, tmp_path, "--set", "teacher_options={'in_chans': 3}")[0]
-    assert first.config().teacher_options == {"in_chans": 3}
+def test_every_other_field_can_be_set(nuts, tmp_path):
+    more = ("--set", "learning_rate=0.01", "schedule=constant", "--set", 'teacher_options={"in_chans": 3}')
+    config = planned(nuts, tmp_path, *more, "--set", "student_blocks=[1,1,1]")[0].config()
+    assert (config.learning_rate, config.schedule, config.student_blocks) == (0.01, "constant", (1, 1, 1))
+    assert config.teacher_options == {"in_chans": 3}
 
 
 def test_all_wrong_parameters_in_one_message(nuts, tmp_path, capsys):
     wrong = ["--jobs", "0", "--set", "epochs=3", "seed=4", "teacher_options", "--iterations", "0"]
-    assert reproduce.main(arguments(nuts, tmp_path / "out", *wrong)) == 2
+    assert main(arguments(nuts, tmp_path / "out", *wrong)) == 2
     told = capsys.readouterr().err
     for part in (
         "--jobs must be at least 1, got 0",
-        "no parameter epochs; it has data_root, category",
+        "unknown configuration field epochs",
         "--set seed=4: seed has an option of its own",
         "--set teacher_options: must be NAME=VALUE",
     ):
-        assert part in told
+        assert told.count(part) == 1
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text, message", [("-3", "iterations must be at least 1"), ("0", "iterations")])
-def test_values_out_of_range_are_refused(nuts, tmp_path, text, message):
-    with pytest.raises(reproduce.CannotStart, match=message):
-        planned(nuts, tmp_path, "--iterations", text)
+@pytest.mark.parametrize("more", [("--iterations", "-3"), ("--set", "warmup=2"), ("--set", "warmup=no")])
+def test_values_out_of_range_are_refused(nuts, tmp_path, more):
+    with pytest.raises((CannotStart, TypeError), match=r"iterations must be|warmup must be"):
+        planned(nuts, tmp_path, *more)
 
 
 def test_all_that_is_missing_in_one_message(nuts, tmp_path, capsys):
     (nuts / "nut/ground_truth/hole/000_mask.png").unlink()
     (nuts / "bolt/train/good/001.png").write_bytes(b"no image")
     wrong = ["--textures", str(tmp_path / "none"), "--teacher-weights", "none.pth", "--device", "cuda:99"]
-    given = arguments(nuts, tmp_path / "out", *wrong, categories=("nut", "bolt", "screw"))
-    assert reproduce.main(given) == 2
+    assert main(arguments(nuts, tmp_path / "out", *wrong, categories=("nut", "bolt", "screw"))) == 2
     told = capsys.readouterr().err
     for part in (
         "hole/000.png: no mask",
@@ -72,23 +79,40 @@ def test_all_that_is_missing_in_one_message(nuts, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_dask_is_imported_by_running_commands_alone():
+    code = "import sys, dmdd_lite.reproduce.plan, dmdd_lite.reproduce.demo; "
+    code += "sys.exit('distributed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_workers_share_gpus_and_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-a")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    found = [
+        (place["CUDA_VISIBLE_DEVICES"].strip(), place["OMP_NUM_THREADS"])
+        for place in run.environments(3, "auto")
+    ]
+    assert found == [("2", "2"), ("GPU-a", "2"), ("2", "2")]
+    assert len(run.environments(None, "auto")) == 2
+    assert "CUDA_VISIBLE_DEVICES" not in run.environments(None, "cuda:1")[0]
+
+
 # ---- what is finished ---------------------------------------------------------------------------------
-
-
-def test_finished_is_what_has_the_same_configuration(nuts, tmp_path):
-    job = planned(nuts, tmp_path)[0]
-    assert finished(job) is None
-    write_result_of(job)
-    assert finished(job)["seconds"] == 90
 
 
 def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_path, capsys):
     job, other = planned(nuts, tmp_path)
-    write_result_of(job, iterations=7, image_size=96)
+    assert finished(job) is None
+    write_result_of(job, iterations=7, learning_rate=0.5)
     write_result_of(other)
-    assert reproduce.main(arguments(nuts, tmp_path / "out", categories=("nut", "bolt"))) == 2
+    assert finished(other)["seconds"] == 90
+    assert main(arguments(nuts, tmp_path / "out", categories=("nut", "bolt"))) == 2
     told = capsys.readouterr().err
-    assert f"{job.result} was made with other settings (image_size: 96 -> 64; iterations: 7 -> 6)" in told
+    assert (
+        f"{job.result} was made with other settings (iterations: 7 -> 6; learning_rate: 0.5 -> 0.005)" in told
+    )
     assert "choose another --results folder" in told
     assert other.result.name not in told
 
@@ -98,14 +122,14 @@ def test_what_is_no_result_is_named(nuts, tmp_path, text):
     job = planned(nuts, tmp_path)[0]
     job.result.parent.mkdir()
     job.result.write_text(text)
-    with pytest.raises(ResultError, match=f"{job.result.name} is not a result file"):
+    with pytest.raises(ValueError, match=f"{job.result.name} is not a result file"):
         finished(job)
 
 
 def test_a_strange_file_among_the_results_is_told_before_anything_runs(nuts, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/screw_seed3.json").write_text("{}")
-    assert reproduce.main(arguments(nuts, tmp_path / "out", categories=("nut",))) == 2
+    assert main(arguments(nuts, tmp_path / "out", categories=("nut",))) == 2
     assert "screw_seed3.json is not a result file" in capsys.readouterr().err
 
 
@@ -115,65 +139,176 @@ def test_runs_with_and_without_textures_are_not_mixed(nuts, tmp_path):
     job.executed.parent.mkdir()
     ran = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": {"texture_root": "/data/dtd"}}})
     nbformat.write(ran, job.executed)
-    with pytest.raises(ResultError, match="texture_root: '/data/dtd' -> ''"):
+    with pytest.raises(ValueError, match="texture_root: '/data/dtd' -> ''"):
         finished(job)
 
 
-# ---- whole runs ---------------------------------------------------------------------------------------
+# ---- runs on a scheduler that is there ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A scheduler with two workers."""
+    with run.local_client(run.environments(2, "cpu")) as client:
+        yield client.scheduler.address
+
+
+@pytest.fixture
+def given(data, notebook, address, tmp_path):
+    return arguments(data, tmp_path, "--scheduler", address, notebook=notebook)
+
+
+@contextlib.contextmanager
+def beside(action):
+    """`action` in a thread; its error is the test's."""
+    errors = []
+
+    def attempt():
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    yield
+    thread.join(300)
+    assert not errors, errors
+
+
+def gone(processes) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 @pytest.mark.slow
-def test_a_failing_run_stops_no_other_and_is_tried_again_alone(data, notebook, tmp_path, capsys):
-    given = arguments(data, tmp_path, "--jobs", "2", notebook=notebook)
+def test_a_failing_run_stops_no_other_and_is_tried_again_alone(given, tmp_path, capsys):
     (tmp_path / "break_pcb_seed0").touch()
-    assert reproduce.main(given) == 1
+    assert main(given) == 1
     told = capsys.readouterr().out
-    assert f"pcb_seed0: RuntimeError: broken on purpose\n  log: {tmp_path / 'logs/pcb_seed0.log'}" in told
+    log, executed = tmp_path / "logs/pcb_seed0.log", tmp_path / "notebooks/05_pcb_seed0.ipynb"
+    assert f"pcb_seed0: failed: RuntimeError: broken on purpose\n  log: {log}, notebook: {executed}\n" in told
+    assert log.read_text() == "hello from pcb_seed0\n"
+    assert executed.exists()
+    assert len(kernels(tmp_path, "pcb_seed0")) == 1  # an error of the notebook is not tried again
     assert written(tmp_path) == ["fabric_seed0"]
 
     (tmp_path / "break_pcb_seed0").unlink()
-    assert reproduce.main(given) == 0
-    assert written(tmp_path) == ["fabric_seed0", "pcb_seed0"]
-    rows = pd.read_csv(tmp_path / "results.csv")
-    assert sorted(rows["category"].unique()) == ["fabric", "pcb"]
-    result = json.loads((tmp_path / "pcb_seed0.json").read_text())
-    fused = rows.query("category == 'pcb' and map == 'fused'").iloc[0]
-    assert fused["aupro"] == pytest.approx(result["metrics"]["fused"]["aupro"])
-    assert f"| {100 * fused['aupro']:.2f} " in (tmp_path / "results.md").read_text()
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    assert "2 runs, 1 finished before" in told
+    assert "[1/1] pcb_seed0: image_auroc 75.00, pixel_auroc 75.00, aupro 75.00, 1.5 minutes" in told
+    assert set(pd.read_csv(tmp_path / "results.csv")["category"]) == {"fabric", "pcb"}
+    assert "| mean of 2  | 2 " in (tmp_path / "results.md").read_text()
     assert (tmp_path / "figures/05_peers.png").stat().st_size <= 150_000
-
-    capsys.readouterr()
-    assert reproduce.main(given) == 0  # nothing is left to do
+    assert main(given) == 0  # nothing is left to do
     assert written(tmp_path) == ["fabric_seed0", "pcb_seed0"]
-    assert "2 runs: 2 done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign, status", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_command_leaves_nothing_behind_and_the_next_goes_on(data, notebook, tmp_path, sign, status):
-    given = arguments(data, tmp_path, categories=("pcb",), notebook=notebook)
-    (tmp_path / "hold_pcb_seed0").touch()  # waits there when its first checkpoint is written
-    command = [sys.executable, "-m", "dmdd_lite.reproduce", *given]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        until((tmp_path / "pcb_seed0/checkpoint.pt").exists)
-        job = reproduce.plan(reproduce.parse(given))[0]
-        assert "process" in holder(job)
-        process.send_signal(sign)
-        told, _ = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert ("the same command goes on" in told) == (sign == signal.SIGINT)
-    until(lambda: holder(job) == "", 20)
-    assert not job.result.exists()
+def test_a_killed_worker_takes_its_kernel_along_and_the_run_completes_once(given, tmp_path):
+    (tmp_path / "hold_pcb_seed0").touch()
 
+    def kill():
+        try:
+            (kernel,) = until(lambda: kernels(tmp_path, "pcb_seed0"))
+            process = psutil.Process(kernel)
+            process.parent().kill()
+            until(lambda: gone([process]), 10)
+        finally:
+            (tmp_path / "hold_pcb_seed0").unlink()
+
+    with beside(kill):
+        assert main(given) == 0
+    assert len(kernels(tmp_path, "pcb_seed0")) == 2
+    assert written(tmp_path) == ["fabric_seed0", "pcb_seed0"]
+
+
+@pytest.mark.slow
+def test_a_killed_kernel_is_tried_again(given, tmp_path):
+    (tmp_path / "die_pcb_seed0").touch()
+    assert main([*given, "--categories", "pcb"]) == 0
+    assert len(kernels(tmp_path, "pcb_seed0")) == 2
+    assert written(tmp_path) == ["pcb_seed0"]
+
+
+@pytest.mark.slow
+def test_what_another_command_runs_is_waited_for(given, tmp_path):
+    fabric = next(job for job in plan(parse(given)) if job.name == "fabric_seed0")
+    held = threading.Event()
+
+    def hold():
+        with locked(fabric.file("locks/{}.lock")):
+            held.set()
+            until((tmp_path / "pcb_seed0.json").exists)
+            write_result_of(fabric)
+
+    with beside(hold):
+        held.wait(60)
+        assert main(given) == 0
+    assert written(tmp_path) == ["pcb_seed0"]
+    assert finished(fabric)
+
+
+@pytest.mark.slow
+def test_every_worker_must_have_the_data(given, tmp_path, capsys):
+    assert main([str(tmp_path / "none"), *given[1:]]) == 2
+    assert re.search(r"none: no such folder.*\(worker tcp://127", capsys.readouterr().err)
+    assert not list(tmp_path.glob("kernel_*"))
+
+
+def test_no_scheduler_is_told(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 0.5)
+    assert main(arguments(data, tmp_path, "--scheduler", "tcp://127.0.0.1:9")) == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+
+
+# ---- whole commands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign, status", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_command_leaves_no_process_and_the_next_completes(given, tmp_path, sign, status):
+    """SIGINT goes to all processes of the terminal."""
+    (tmp_path / "hold_pcb_seed0").touch()
+    here = [word for word in given if word != "--scheduler" and not word.startswith("tcp:")]
+    command = [sys.executable, "-m", "dmdd_lite.reproduce", *here, "--categories", "pcb"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            until(lambda: kernels(tmp_path, "pcb_seed0"))
+            children = psutil.Process(process.pid).children(recursive=True)
+            assert len(children) >= 2
+            (os.killpg if sign == signal.SIGINT else os.kill)(process.pid, sign)
+            told, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == status
+    assert ("the same command resumes" in told) == (status == 130)
+    until(lambda: gone(children), 10 if sign == signal.SIGKILL else 3)
     (tmp_path / "hold_pcb_seed0").unlink()
-    assert reproduce.main(given) == 0
-    assert "goes on from iteration 2" in job.log.read_text()
+    assert main([*given, "--categories", "pcb"]) == 0
     assert written(tmp_path) == ["pcb_seed0"]
 
 
 @pytest.mark.slow
 def test_notebook_05_itself(data, tmp_path):
-    given = arguments(data, tmp_path, "--iterations", "12", categories=("fabric",))
-    assert reproduce.main(given) == 0
-    assert json.loads((tmp_path / "fabric_seed0.json").read_text())["config"]["iterations"] == 12
-    assert (tmp_path / "notebooks/05_fabric_seed0.ipynb").exists()
+    more = ("--iterations", "12", "--set", "learning_rate=0.001", "student_blocks=[1, 1, 1]")
+    assert main(arguments(data, tmp_path, *more, categories=("fabric",))) == 0
+    config = json.loads((tmp_path / "fabric_seed0.json").read_text())["config"]
+    assert (config["iterations"], config["learning_rate"], config["student_blocks"]) == (12, 0.001, [1, 1, 1])
+
+
+# ---- the demo -----------------------------------------------------------------------------------------
+
+
+def test_the_demo_tells_what_was_done_and_refuses_the_rest(tmp_path, monkeypatch, capsys):
+    defaults = demo.notebook_parameters(demo.REPRODUCTION) | {"results_dir": str(tmp_path)}
+    for category in demo.SAMPLES:
+        write_result_of(run.Job(defaults | {"category": category}))
+    assert demo.main(["--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("75.00") >= 6
+    assert demo.main(["--results", str(tmp_path), "--iterations", "9"]) == 2
+    assert "pcb_seed0.json was made with other settings (iterations: 300 -> 9)" in capsys.readouterr().err
+    for option in ("iterations", "jobs"):
+        assert demo.main(["--results", str(tmp_path / "new"), f"--{option}", "0"]) == 2
+        assert f"{option} must be" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

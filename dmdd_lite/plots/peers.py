@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from ..config import MVTEC_CATEGORIES
 from ..figures import INK, WIDTH, new_figure, styled
-from ..reference import PAPER, PUBLISHED, by_category, load_reference
+from ..reproduce.reference import PAPER, PUBLISHED, by_category, load_reference
 from .panels import ANOMALOUS, GOOD, OTHERS
 
 _TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "PRO"}
@@ -17,7 +17,7 @@ def plot_peers(results: pd.DataFrame, of: str = "fused") -> Figure:
     """One panel a metric, in percent; a row a category of `results` (as `evaluation.collect_results`): ours
     with the range over its seeds, the peers that publish it, dashed the mean that the paper states.
 
-    The peers' protocols are their own, see `reference.PROTOCOLS`.
+    The peers' protocols are their own, see `reference.csv`.
     """
     ours = results[results["map"] == of]
     known = [name for name in MVTEC_CATEGORIES if name in set(ours["category"])]

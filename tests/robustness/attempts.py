@@ -136,14 +136,14 @@ def work(folder: str, root: str, threads: int = 1, dies=None, again: bool = Fals
     import torch
     from builders import tiny_config
 
-    from dmdd_lite import locks
+    from dmdd_lite import checkpoints
     from dmdd_lite.training import train
 
     torch.set_num_threads(threads)
     if dies:
         die_at(*dies)
     if patience is not None:
-        locks.PATIENCE = patience
+        checkpoints.PATIENCE = patience
     call = (tiny_config(**{**TINY, **changes}), root, "lever", "", folder, "cpu", 1, False)
     try:
         train(*call)

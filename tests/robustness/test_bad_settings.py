@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmdd_lite.config import Config
-from dmdd_lite.runner import NOTEBOOKS, check_parameters, notebook_parameters
+from dmdd_lite.reproduce.notebook import NOTEBOOKS, check_parameters, notebook_parameters
 
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 CHAPTERS = sorted(NOTEBOOKS.glob("0*.ipynb"))

@@ -9,9 +9,9 @@ import torch
 from attempts import assert_same
 from builders import tree
 
-from dmdd_lite import evaluation, synthesis
-from dmdd_lite.training import Trainer
-from dmdd_lite.utils import write_atomically, write_json
+from dmdd_lite import checkpoints, evaluation, synthesis
+from dmdd_lite.training import Trainer, TrainingError
+from dmdd_lite.utils import locked, write_atomically, write_json
 
 
 def test_a_thread_that_fails_at_a_pair_stops_training_once(call, tmp_path, monkeypatch):
@@ -94,4 +94,11 @@ def test_ctrl_c_while_pytorch_writes_stays_ctrl_c(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "a.pt", lambda _: torch.save(torch.zeros(5000), Interrupted()))
+    assert not tree(tmp_path)
+
+
+def test_a_folder_in_use_is_named_and_left_alone(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PATIENCE", 0)
+    with locked(tmp_path / "training.lock"), pytest.raises(TrainingError, match=f"{tmp_path} is used"):
+        call(tmp_path)
     assert not tree(tmp_path)

@@ -1,7 +1,7 @@
 """Published numbers on MVTec AD, in percent, and our results in a table beside them.
 
 `reference.csv` holds the numbers as published (rows "mean": over the fifteen categories). They were measured
-under different protocols, which `PROTOCOLS` names; none of them is ours.
+under different protocols, which the first row of a method names; none of them is ours.
 """
 
 import json
@@ -10,35 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from .evaluation import METRICS, PROTOCOL, compare_with_paper, results_table
+from ..evaluation import METRICS, PROTOCOL, compare_with_paper, results_table
 
 #: The metrics that other methods publish, by their names here and in headings.
 PUBLISHED = {"image_auroc": "image", "pixel_auroc": "pixel", "aupro": "PRO"}
 PAPER = "DMDD"
 
-_PUBLISHED = "as published; how the epoch was chosen and PRO averaged was not checked"
-_BAOIAD = "independent re-run, one evaluator for all methods (historical README of BaoIAD)"
-#: Under which rules each method's numbers came about, and who tells them.
-PROTOCOLS = {
-    "DMDD": "the paper's abstract; not stated, probably best-on-test with PRO averaged per image",
-    "STPM": "its paper; categories as quoted in the README of hcw-00/STPM",
-    "PaDiM-WR50": _PUBLISHED,
-    "PatchCore-10 %": "its paper's columns as quoted in the README of any-tech/PatchCore-ex",
-    "PatchCore-25 %": _PUBLISHED,
-    "RD4AD": _PUBLISHED,
-    "RD4AD re-run": "official code, 200 epochs, last epoch",
-    "RD++": _PUBLISHED,
-    "MemKD": _PUBLISHED,
-    "ReContrast": _PUBLISHED,
-    "CDO": "its README; its categories average 99.16, 98.21 and 94.59, not quite the published means",
-    **dict.fromkeys(
-        [f"{m} (BaoIAD)" for m in ("RD4AD", "RD++", "DeSTSeg", "DRAEM", "PatchCore", "PaDiM")], _BAOIAD
-    ),
-}
-
 
 def load_reference() -> pd.DataFrame:
-    """The published numbers: method, category (or "mean"), image_auroc, pixel_auroc, aupro; NaN = none."""
+    """The published numbers: method, category (or "mean"), image_auroc, pixel_auroc, aupro (NaN = none) and
+    protocol."""
     with resources.files(__package__).joinpath("reference.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file)
 
@@ -91,7 +72,7 @@ def means_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
     means = load_reference().query("category == 'mean'").set_index("method")
     for method, numbers in means.iterrows():
         cells = ["-" if pd.isna(numbers[metric]) else f"{numbers[metric]:.2f}" for metric in PUBLISHED]
-        rows[method] = [*cells, PROTOCOLS[method]]
+        rows[method] = [*cells, numbers["protocol"]]
     return pd.DataFrame.from_dict(rows, "index", columns=[*PUBLISHED.values(), "protocol"])
 
 

@@ -1,0 +1,138 @@
+"""Arguments of `python -m dmdd_lite.reproduce`, the jobs that they ask for, and all that those need."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+
+from ..config import MVTEC_CATEGORIES, Config, published_iterations
+from ..data import open_category, open_folder
+from ..evaluation import collect_results
+from ..images import DataError
+from ..teacher import TeacherError, build_teacher
+from ..utils import resolve_device, writing_problem
+from .notebook import REPRODUCTION, check_parameters, notebook_parameters
+from .run import CannotStart, Job, finished
+
+DESCRIPTION = """The whole table: every category and seed by notebook 05, on this machine's GPUs or cores
+or on a Dask cluster; the same command resumes after any interruption and repeats nothing finished."""
+PATHS = ("data_root", "texture_root", "teacher_weights", "results_dir")
+OWN = (*PATHS, "teacher", "image_size", "batch_size", "device")  # parameters with options, as are those below
+OWN_OF_RUN = ("category", "seed", "iterations", "settings")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dmdd_lite.reproduce", description=DESCRIPTION)
+    add, whole = parser.add_argument, {"type": int, "metavar": "N"}
+    text = {"default": "", "metavar": "FILE"}
+    add("data_root", metavar="DATA_ROOT", help="folder in the MVTec AD layout")
+    add("--categories", nargs="+", default=MVTEC_CATEGORIES, metavar="NAME", help="default: MVTec AD's 15")
+    add("--seeds", nargs="+", default=[0], **whole, help="default: 0")
+    results = {"dest": "results_dir", "default": "results/mvtec", "metavar": "FOLDER"}
+    add("--results", **results, help="default: %(default)s")
+    add("--textures", dest="texture_root", **text, help="folder, such as DTD's images; default: procedural")
+    add("--teacher", default=Config.teacher, help="timm name, or 'tf_efficientnet_lite0.pypi'; %(default)s")
+    add("--teacher-weights", **text, help="or 'random'; default: from the hub, once")
+    add("--image-size", default=256, **whole, help="default: %(default)s")
+    add("--batch-size", default=16, **whole, help="default: %(default)s")
+    add("--iterations", **whole, help="default: 5,000, and 10,000 for cable and transistor")
+    add("--jobs", **whole, help="runs at a time; default: the number of GPUs, or 1")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
+    add("--scheduler", metavar="ADDRESS", help="of a running Dask cluster, such as tcp://host:8786")
+    add("--dashboard", action="store_true", help="serve Dask's dashboard")
+    several = {"nargs": "+", "action": "extend", "default": [], "metavar": "NAME=VALUE"}
+    add("--set", **several, help="any other field of Config, as JSON or text; repeatable")
+    add("--notebook", **text, help="another one with the same parameters")
+    return parser.parse_args(arguments)
+
+
+def plan(options: argparse.Namespace) -> list[Job]:
+    """A job a category and seed, those with most iterations first. Raises CannotStart with all problems."""
+    notebook, problems = absolute(options.notebook), []
+    common = notebook_parameters(notebook or REPRODUCTION) | {name: getattr(options, name) for name in OWN}
+    common |= {name: absolute(common[name], only_files=name == "teacher_weights") for name in PATHS}
+    common |= _extra(options.set, common, problems)
+    jobs = []
+    for seed in dict.fromkeys(options.seeds):
+        for category in dict.fromkeys(options.categories):
+            steps = published_iterations(category) if options.iterations is None else options.iterations
+            jobs.append(Job({**common, "category": category, "seed": seed, "iterations": steps}, notebook))
+    if problems := problems + setting_problems(jobs, options.jobs):
+        raise CannotStart(problems)
+    return sorted(jobs, key=lambda job: -job.parameters["iterations"])
+
+
+def setting_problems(jobs: list[Job], at_a_time: int | None) -> list[str]:
+    """Parameters that the notebook or `Config` refuses."""
+    problems = (
+        [f"--jobs must be at least 1, got {at_a_time}"] if at_a_time is not None and at_a_time < 1 else []
+    )
+    for job in jobs:
+        try:
+            check_parameters(job.notebook or REPRODUCTION, job.parameters)
+            job.config()
+        except (ValueError, TypeError) as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
+def absolute(path: str, only_files: bool = False) -> str:
+    """Jobs may start elsewhere. '' stays '', and with only_files what is no file stays as it is."""
+    found = Path(path).expanduser()
+    return str(found.resolve()) if path and (found.is_file() or not only_files) else path
+
+
+def _extra(pairs: list[str], known: dict, problems: list[str]) -> dict:
+    """The values of --set: other parameters of the notebook, and `settings` of everything else."""
+    found = {"settings": {}}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+        if not equals:
+            problems.append(f"--set {pair}: must be NAME=VALUE")
+        elif name in (*OWN, *OWN_OF_RUN):
+            problems.append(f"--set {pair}: {name} has an option of its own, see --help")
+        else:
+            (found if name in known else found["settings"])[name] = value
+    return found
+
+
+def problems_of(jobs: list[Job]) -> list[str]:
+    """What the machine that this runs on lacks for the jobs: data, textures, the device, the teacher, whose
+    weights are fetched here once."""
+    one, config = jobs[0].parameters, jobs[0].config()
+    checks = [
+        (open_category, one["data_root"], c) for c in dict.fromkeys(j.parameters["category"] for j in jobs)
+    ]
+    checks += [(open_folder, one["texture_root"], True)] if one["texture_root"] else []
+    checks += [(build_teacher, config.teacher, config.teacher_weights, config.teacher_options)]
+    checks += [(resolve_device, one["device"])]
+    problems = []
+    for check, *arguments in checks:
+        try:
+            check(*arguments)
+        except (DataError, TeacherError, ValueError) as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
+def unfinished(jobs: list[Job]) -> list[Job]:
+    """The jobs without a result. Raises CannotStart if a result was made with other settings, or the folder
+    holds a file that is no result, or cannot be written to."""
+    left, problems = [], []
+    for job in jobs:
+        try:
+            left += [] if finished(job) else [job]
+        except ValueError as error:
+            problems.append(str(error))
+    folder = jobs[0].parameters["results_dir"]
+    try:
+        collect_results(folder)
+    except ValueError as error:  # of a file that would spoil the table at the end
+        problems = problems or [str(error)]
+    if left and (problem := writing_problem(folder)):
+        problems.append(f"{problem}; choose another --results folder")
+    if problems:
+        raise CannotStart(problems)
+    return left

@@ -1,0 +1,30 @@
+"""What is told at the end, from the result files of the folder: tables, results.csv, the figure."""
+
+from pathlib import Path
+
+from ..evaluation import METRICS, collect_results, results_table
+from ..figures import save_figure
+from ..plots.peers import plot_peers
+from ..utils import write_atomically
+from .reference import report
+
+
+def conclude(folder: Path, failed: dict[str, str]) -> str:
+    """Write results.csv, results.md and figures/05_peers.png of all results of the folder; what to tell."""
+    results, told = collect_results(folder), []
+    if len(results):
+        write_atomically(folder / "results.csv", lambda path: results.to_csv(path, index=False))
+        text = report(folder, results) + "\n\n![by category](figures/05_peers.png)\n"
+        write_atomically(folder / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
+        save_figure(plot_peers(results), folder / "figures" / "05_peers.png")
+        told += ["fused map, percent, mean ± std over seeds:", "", table(results, "fused"), ""]
+        told += [f"with the paper's and the peers' numbers: {folder}/results.md, figures/05_peers.png"]
+    if failed:
+        told += ["", f"{len(failed)} runs failed; the same command tries them again:"]
+        told += [f"- {name}: {message}" for name, message in failed.items()]
+    return "\n".join(told)
+
+
+def table(results, of: str) -> str:
+    """Percent by category in markdown, of one map."""
+    return results_table(results, of)[["seeds", *METRICS]].to_markdown(disable_numparse=True)
