@@ -11,7 +11,7 @@ from filelock import Timeout
 
 from .config import Config, differences
 from .detector import Detector
-from .files import locked, write_atomically, write_json
+from .files import PARTIAL, locked, write_atomically, write_json, writing_problem
 from .weights import load_plain
 
 FORMAT = 4  # of the state and the record; 3 fused nine maps
@@ -46,6 +46,8 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             raise TrainingError(
                 f"{folder} cannot be written to ({error}); mend that or use another output folder"
             ) from error
+        if problem := writing_problem(folder):  # a full disk still takes an empty lock file
+            raise TrainingError(f"{problem}; mend that or use another output folder")
         yield
 
 
@@ -136,6 +138,8 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
 
 def _clear(folder: Path):
     """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
-    if any((folder / name).exists() for name in (CHECKPOINT, LOCK)):
+    left = [path for path in (folder / CHECKPOINT, *folder.glob(f".*{PARTIAL}")) if path.exists()]
+    if left or (folder / LOCK).exists():
         with contextlib.suppress(OSError), locked(folder / LOCK, 0):  # Timeout is an OSError
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for path in left:
+                path.unlink(missing_ok=True)
