@@ -140,6 +140,8 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
 
 def _clear(folder: Path):
     """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
-    if any((folder / name).exists() for name in (CHECKPOINT, LOCK)):
+    left = [path for path in (folder / CHECKPOINT, *folder.glob(".*.partial")) if path.exists()]
+    if left or (folder / LOCK).exists():
         with contextlib.suppress(OSError), locked(folder / LOCK, 0):  # Timeout is an OSError
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            for path in left:
+                path.unlink(missing_ok=True)
