@@ -30,13 +30,13 @@ from ablation_report import portable, write_report
 from ablation_rows import BY_NAME, FULL, SCORING
 
 from dmdd_lite.config import Config, differences
-from dmdd_lite.data import list_images, open_category, open_folder
+from dmdd_lite.course.zones import zone_table
+from dmdd_lite.data.images import DataError
+from dmdd_lite.data.layout import list_images, open_category, open_folder
 from dmdd_lite.evaluation import PROTOCOL, evaluate
-from dmdd_lite.images import DataError
 from dmdd_lite.teacher import TeacherError, build_teacher
 from dmdd_lite.training import Training, refit_fusion, train
 from dmdd_lite.utils import describe, peak_memory_mb, write_json
-from dmdd_lite.zones import zone_table
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side
 ZONE_FPR = 0.01  # share of good pixels above the threshold at which edge and core are looked for

@@ -7,9 +7,9 @@ import pandas as pd
 from ablation_rows import BY_NAME, FULL
 
 from dmdd_lite.config import Config, differences
+from dmdd_lite.course.figures import save_figure
+from dmdd_lite.course.plots import plot_row_differences
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.figures import save_figure
-from dmdd_lite.plots import plot_row_differences
 from dmdd_lite.utils import write_atomically
 
 ZONES = ("centre", "edge", "rim")

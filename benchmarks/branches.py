@@ -33,13 +33,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dmdd_lite.data import load_masks, open_category, open_folder
+from dmdd_lite.data.images import DataError, load_images, unit_range
+from dmdd_lite.data.layout import load_masks, open_category, open_folder
 from dmdd_lite.detector import Detector, DetectorError
-from dmdd_lite.images import DataError, load_images, unit_range
 from dmdd_lite.losses import Features, aim_loss, cosine_distance, distillation_maps, resize_mask
 from dmdd_lite.model import DMDD
-from dmdd_lite.position import mean_features
-from dmdd_lite.synthesis import Pairs, PairSynthesizer, step_generator
+from dmdd_lite.pairs import Pairs, PairSynthesizer, step_generator
+from dmdd_lite.plus.statistics import mean_features
 from dmdd_lite.training import TrainingData, load_training_data
 from dmdd_lite.utils import autocast, resolve_device
 

@@ -22,7 +22,7 @@ import torch
 from torchvision.transforms.v2.functional import normalize
 
 from dmdd_lite.config import Config
-from dmdd_lite.cost import convolution_rate, image_operations
+from dmdd_lite.course.cost import convolution_rate, image_operations
 from dmdd_lite.detector import Detector
 from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher

@@ -30,8 +30,8 @@ from single_map import Run, common_parser, config_of, data_table, make_open, res
 from torch import Tensor, nn
 
 from dmdd_lite.config import Config
-from dmdd_lite.data import open_category
-from dmdd_lite.images import load_images
+from dmdd_lite.data.images import load_images
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.teacher import Teacher, build_teacher, untrained_network
 from dmdd_lite.utils import resolve_device
 

@@ -30,10 +30,10 @@ from ablation import CannotStart, Data, base_config, check, common_parser, read_
 from torch import Tensor
 
 from dmdd_lite.config import Config
-from dmdd_lite.data import load_masks, open_category
+from dmdd_lite.data.images import load_images
+from dmdd_lite.data.layout import load_masks, open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import BATCH, GPU_BATCH, METRICS, PROTOCOL
-from dmdd_lite.images import load_images
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import Trainer, TrainingError, snapshot, train

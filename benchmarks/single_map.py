@@ -15,9 +15,9 @@ from ablation_report import quality_table
 from pandas import DataFrame
 
 from dmdd_lite.config import Config
-from dmdd_lite.data import Category, load_masks
+from dmdd_lite.data.images import DataError
+from dmdd_lite.data.layout import Category, load_masks
 from dmdd_lite.evaluation import PROTOCOL
-from dmdd_lite.images import DataError
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.utils import describe, write_json

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from dmdd_lite.config import Config
-from dmdd_lite.synthesis import PairSynthesizer
+from dmdd_lite.pairs import PairSynthesizer
 from dmdd_lite.utils import resolve_device
 
 PEERS = ("loop from memory", "loop from files")

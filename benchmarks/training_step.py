@@ -6,7 +6,7 @@
     git worktree add /tmp/before COMMIT && python benchmarks/training_step.py --peer /tmp/before
 
 Random weights and random images of MVTec AD's size: speed does not depend on them. The floor is the count of
-convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.cost`). `--peer`
+convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.course.cost`). `--peer`
 is another checkout of this project, which comes first; it and every `--variant` of the configuration have a
 process of their own, and on a CPU these take turns. Medians.
 """
@@ -116,7 +116,7 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
 def operations(trainer) -> dict[str, int]:
     """Operations of an iteration: all of the method's, and those left to compute where the teacher's features
     of the normal images are kept."""
-    from dmdd_lite.cost import pair_operations
+    from dmdd_lite.course.cost import pair_operations
 
     pair, batch = pair_operations(trainer.config), trainer.config.batch_size
     spared = 0 if trainer.known is None else pair.teacher // 2
@@ -133,7 +133,7 @@ def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
     rate right before: other work on the machine slows both."""
     found = {}
     if whole:
-        from dmdd_lite.cost import convolution_rate
+        from dmdd_lite.course.cost import convolution_rate
 
         found["rate"] = convolution_rate(trainer.device, precision=trainer.config.precision)
     config, seconds = trainer.config, 0.0

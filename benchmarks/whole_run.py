@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from dmdd_lite.config import Config
-from dmdd_lite.data import open_category
+from dmdd_lite.data.images import DataError
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
-from dmdd_lite.images import DataError
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import train
 from dmdd_lite.utils import describe, resolve_device

@@ -19,7 +19,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from .config import Config
-    from .data import open_category
+    from .data.layout import open_category
     from .detector import Detector, Prediction
     from .evaluation import evaluate
     from .training import train
@@ -31,7 +31,7 @@ _HOMES = {
     "Detector": "detector",
     "Prediction": "detector",
     "evaluate": "evaluation",
-    "open_category": "data",
+    "open_category": "data.layout",
     "train": "training",
 }
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .synthesis import Pairs, step_generator
+from .pairs import Pairs, step_generator
 
 
 def fusion_view(pairs: Pairs, config: Config, number: int) -> Tensor:

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config
-from .data import open_folder
-from .images import DataError, read_image, unit_range
+from .data.images import DataError, read_image, unit_range
+from .data.layout import open_folder
 from .model import DMDD, ModelOutput, build_model, decisive_map, full_size_maps, image_scores
 from .teacher import empty_teacher
 from .utils import autocast, resolve_device, write_atomically, write_json

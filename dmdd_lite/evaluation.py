@@ -16,9 +16,9 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .config import MVTEC_CATEGORIES
-from .data import Category, load_masks
+from .data.images import load_images, send
+from .data.layout import Category, load_masks
 from .detector import Detector, DetectorError
-from .images import load_images, send
 from .metrics import evaluate_maps, pixel_ap, pro_curve
 from .model import map_names
 from .utils import Progress, describe, peak_memory_mb, write_json

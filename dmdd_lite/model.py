@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import Config
-from .fusion import Calibration, build_fusion, fuse
-from .images import unit_range
+from .data.images import unit_range
 from .losses import Features, distillation_maps, stack_maps
-from .plus import POSITION_FLOOR, Plus
-from .position import build_position
+from .msn import Calibration, build_fusion, fuse
+from .plus.mix import POSITION_FLOOR, Plus
+from .plus.statistics import build_position
 from .student import StudentOutput, build_student
 from .teacher import Teacher
 from .utils import autocast

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from .alterations import fusion_view
 from .checkpoints import FORMAT, TrainingError
 from .config import Config, differences
-from .fusion_training import fusion_inputs, fusion_loss
-from .images import send
+from .data.images import send
 from .losses import AimLoss, Features, aim_loss, ngm_loss
 from .model import DMDD
-from .position import channel_moments, mean_features
+from .msn_training import fusion_inputs, fusion_loss
+from .pairs import Pairs
+from .plus.statistics import channel_moments, mean_features
 from .student import set_prior, start_at_statistics
-from .synthesis import Pairs
 from .teacher import Teacher
 from .training_data import PairSource, TrainingData
 from .utils import autocast, keep_freed_memory, precision_of

@@ -22,12 +22,12 @@ from .checkpoints import (
     save_finished,
 )
 from .config import Config, student_differences
+from .data.images import unit_range
 from .detector import Detector
-from .images import unit_range
 from .losses import resize_mask
 from .model import DMDD, build_model
+from .pairs import PairSynthesizer, step_generator
 from .student import is_standardised
-from .synthesis import PairSynthesizer, step_generator
 from .teacher import Teacher, build_teacher
 from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .data import open_folder, open_train
-from .images import load_images, send
-from .synthesis import Pairs, PairSynthesizer, foreground_masks, step_generator
+from .data.images import load_images, send
+from .data.layout import open_folder, open_train
+from .pairs import Pairs, PairSynthesizer, foreground_masks, step_generator
 
 
 @dataclasses.dataclass(frozen=True)

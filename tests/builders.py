@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dmdd_lite.samples import samples_root
+from dmdd_lite.data.samples import samples_root
 
 
 def save_image(path: Path, array, mode: str | None = None, **options) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from builders import make_category, some_samples, tiny_model, tiny_teacher, train_tiny
 from reproductions import small_data, small_notebook
 
-from dmdd_lite import download
+from dmdd_lite.data import download
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from builders import some_samples
 
 from dmdd_lite.config import Config, differences
-from dmdd_lite.data import open_category
+from dmdd_lite.course.zones import zone_table
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
 from dmdd_lite.trainer import Trainer
 from dmdd_lite.training import train
-from dmdd_lite.zones import zone_table
 
 ROOT = Path(__file__).parent.parent
 TINY = (

@@ -15,7 +15,7 @@ import pytest
 from builders import tiny_config
 
 from dmdd_lite.config import Config
-from dmdd_lite.cost import pair_operations
+from dmdd_lite.course.cost import pair_operations
 from dmdd_lite.utils import describe, resolve_device
 
 ROOT = Path(__file__).parent.parent

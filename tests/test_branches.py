@@ -9,8 +9,8 @@ from builders import tiny_config, tiny_model
 
 from dmdd_lite import training
 from dmdd_lite.losses import aim_loss, cosine_distance, resize_mask
+from dmdd_lite.pairs import Pairs
 from dmdd_lite.student import StudentOutput
-from dmdd_lite.synthesis import Pairs
 
 
 @pytest.fixture(scope="module")

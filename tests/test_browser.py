@@ -24,7 +24,7 @@ sys.path.insert(0, {tests!r})
 import numpy as np
 from builders import tiny_model
 from dmdd_lite.detector import Detector
-from dmdd_lite.widgets import explore
+from dmdd_lite.explorer import explore
 model, image = tiny_model(), {image!r}
 threshold = float(np.median(Detector(model).predict(image).map))  # crosses the map: an outline
 explore(Detector(model, threshold), {folder!r}, start=0, progress=False)

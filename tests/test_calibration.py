@@ -7,8 +7,8 @@ import torch
 from builders import random_images, tiny_model
 from sklearn.metrics import average_precision_score
 
-from dmdd_lite.fusion import Calibration
-from dmdd_lite.plus import WEIGHTS, Plus
+from dmdd_lite.msn import Calibration
+from dmdd_lite.plus.mix import WEIGHTS, Plus
 
 
 def flat(*values: float) -> tuple[torch.Tensor, ...]:

@@ -5,7 +5,7 @@ import torch
 from builders import tiny_config, tiny_model
 from torch import nn
 
-from dmdd_lite.cost import image_operations, pair_operations
+from dmdd_lite.course.cost import image_operations, pair_operations
 
 
 def counted(network, images) -> int:

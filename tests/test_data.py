@@ -9,7 +9,7 @@ import torch
 from builders import disc, make_category, tree
 from builders import save_image as save
 
-from dmdd_lite import data
+from dmdd_lite.data import layout as data
 
 
 def test_load_masks_zeros_for_good(tmp_path):

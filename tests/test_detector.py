@@ -9,7 +9,7 @@ from builders import random_images, some_samples, tiny_model, train_tiny, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dmdd_lite.data import DataError, open_category
+from dmdd_lite.data.layout import DataError, open_category
 from dmdd_lite.detector import FORMAT, Detector, DetectorError
 from dmdd_lite.evaluation import evaluate
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from builders import tree
 
-from dmdd_lite import download
 from dmdd_lite.config import MVTEC_CATEGORIES
-from dmdd_lite.data import open_category
-from dmdd_lite.download import ARCHIVE, DownloadError, download_mvtec_ad, is_complete
+from dmdd_lite.data import download
+from dmdd_lite.data.download import ARCHIVE, DownloadError, download_mvtec_ad, is_complete
+from dmdd_lite.data.layout import open_category
 
 PNG = (  # 1 x 1, white
     b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU"

@@ -8,7 +8,7 @@ import torch
 from builders import some_samples, tiny_model
 
 from dmdd_lite import evaluation
-from dmdd_lite.data import open_category
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps

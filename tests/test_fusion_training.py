@@ -8,21 +8,21 @@ import torch
 from builders import make_category, random_images, same_state, state_of, tiny_config
 
 from dmdd_lite.alterations import fusion_view
-from dmdd_lite.data import open_category
-from dmdd_lite.detector import Detector
-from dmdd_lite.evaluation import evaluate
-from dmdd_lite.fusion import SegmentationNetwork, WeightedSum
-from dmdd_lite.fusion_comparison import (
+from dmdd_lite.course.msn_comparison import (
     evaluate_fusion,
     fuse_again,
     keep_output,
     keep_split,
     with_fusion,
 )
-from dmdd_lite.fusion_training import KeptMaps, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.detector import Detector
+from dmdd_lite.evaluation import evaluate
 from dmdd_lite.losses import resize_mask
 from dmdd_lite.model import MAP_NAMES
-from dmdd_lite.synthesis import Pairs
+from dmdd_lite.msn import SegmentationNetwork, WeightedSum
+from dmdd_lite.msn_training import KeptMaps, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.pairs import Pairs
 
 
 class FixedPairs:

@@ -11,7 +11,7 @@ from builders import save_image as save
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from dmdd_lite import images
+from dmdd_lite.data import images
 
 COLOUR = (200, 100, 50)
 

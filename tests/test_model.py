@@ -6,9 +6,9 @@ import torch
 from builders import random_images, same_state, state_of, tiny_config, tiny_model
 from scipy import ndimage
 
-from dmdd_lite.fusion import ATTENTIONS, SegmentationNetwork
 from dmdd_lite.losses import aim_loss, ngm_loss
 from dmdd_lite.model import MAP_NAMES, full_size_maps, image_scores, map_names, smooth
+from dmdd_lite.msn import ATTENTIONS, SegmentationNetwork
 from dmdd_lite.student import Decoupling
 
 STUDENTS = pytest.mark.parametrize("student", ["encoder", "decoder"])

@@ -9,8 +9,8 @@ from builders import random_images
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from dmdd_lite.course.neighbours import NearestNeighbour, SubspaceStudent, nearest
 from dmdd_lite.losses import cosine_distance
-from dmdd_lite.neighbours import NearestNeighbour, SubspaceStudent, nearest
 
 IMAGES = random_images(24)
 

@@ -30,9 +30,9 @@ def test_everything_exported_is_there_and_where_it_is_defined():
 
 
 def test_light_modules_need_no_pytorch_and_the_explorer_no_ipywidgets():
-    light = "import sys, dmdd_lite, dmdd_lite.config, dmdd_lite.metrics, dmdd_lite.samples"
+    light = "import sys, dmdd_lite, dmdd_lite.config, dmdd_lite.metrics, dmdd_lite.data.samples"
     python(f"{light}; assert 'torch' not in sys.modules")
-    python("import sys; sys.modules['ipywidgets'] = None; import dmdd_lite.widgets")
+    python("import sys; sys.modules['ipywidgets'] = None; import dmdd_lite.explorer")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("setuptools"), reason="needs setuptools")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from dmdd_lite.data import load_masks, open_category
+from dmdd_lite.data.images import load_images
+from dmdd_lite.data.layout import load_masks, open_category
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.images import load_images
 from dmdd_lite.metrics import evaluate_maps
 
 FAKE = "anomalib.models.image.padim.torch_model"

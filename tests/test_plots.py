@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dmdd_lite import figures, plots
-from dmdd_lite.zones import split_zones
+from dmdd_lite.course import figures, plots
+from dmdd_lite.course.zones import split_zones
 
 pytestmark = pytest.mark.usefixtures("no_trace")
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from builders import tiny_model
 
-from dmdd_lite import position
-from dmdd_lite.position import PositionStatistics, channel_moments, mean_features
+from dmdd_lite.plus import statistics as position
+from dmdd_lite.plus.statistics import PositionStatistics, channel_moments, mean_features
 from dmdd_lite.student import DecoderStudent, set_prior, start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from builders import make_category, same_state, state_of, tiny_config, tiny_model
 
-from dmdd_lite import losses, probes, training
-from dmdd_lite.synthesis import Pairs
-from dmdd_lite.zones import split_zones, zone_recall
+from dmdd_lite import losses, training
+from dmdd_lite.course import probes
+from dmdd_lite.course.zones import split_zones, zone_recall
+from dmdd_lite.pairs import Pairs
 
 
 @pytest.fixture

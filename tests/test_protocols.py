@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import same_state, tiny_config, train_tiny
 
-from dmdd_lite.data import open_category
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
 from dmdd_lite.training import snapshot
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from builders import random_images, tiny_config
 
-from dmdd_lite import realism
-from dmdd_lite.realism import Patches, Reference
-from dmdd_lite.synthesis import PairSynthesizer
+from dmdd_lite.course import realism
+from dmdd_lite.course.realism import Patches, Reference
+from dmdd_lite.pairs import PairSynthesizer
 
 
 def patches(count=400, centre=0.0, images=20, seed=0) -> Patches:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmdd_lite.data import open_category
-from dmdd_lite.samples import SAMPLES, samples_root, undamaged
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.samples import SAMPLES, samples_root, undamaged
 
 SHA256 = "e03e1839ba15de94a22307e1c683edc08ff2a630912ca9c1da04616066a98d83"
 TRAIN = {"fabric": 60, "pcb": 60, "lever": 240}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from builders import random_images
 
-from dmdd_lite import synthesis, textures
+from dmdd_lite import pairs as synthesis
+from dmdd_lite import textures
 from dmdd_lite.config import Config
-from dmdd_lite.synthesis import (
+from dmdd_lite.pairs import (
     Pairs,
     PairSynthesizer,
     augment_texture,

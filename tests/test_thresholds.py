@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmdd_lite.thresholds import error_rates, expected_cost, outline_quality, threshold_table
+from dmdd_lite.course.thresholds import error_rates, expected_cost, outline_quality, threshold_table
 
 RNG = np.random.default_rng(0)
 scores, labels = RNG.integers(0, 6, 40) / 5, RNG.random(40) < 0.4  # with ties

@@ -10,9 +10,9 @@ from builders import same_state, state_of, tiny_config, tiny_model, tiny_teacher
 from dmdd_lite import trainer as trainer_module
 from dmdd_lite import training
 from dmdd_lite.alterations import alter
-from dmdd_lite.data import DataError
+from dmdd_lite.data.layout import DataError
 from dmdd_lite.losses import flat_distance
-from dmdd_lite.synthesis import step_generator
+from dmdd_lite.pairs import step_generator
 from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import PairSource, Trainer, TrainingError, learning_rate_factor, load_training_data
 

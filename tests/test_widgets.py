@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dmdd_lite import widgets
-from dmdd_lite.data import open_category
+from dmdd_lite.data.images import DataError, load_images
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer, pictures
 from dmdd_lite.explorer.model import WHOLE
-from dmdd_lite.images import DataError, load_images
 from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES
 

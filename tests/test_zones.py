@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmdd_lite.zones import split_zones, zone_recall, zone_table
+from dmdd_lite.course.zones import split_zones, zone_recall, zone_table
 
 MASKS = np.zeros((2, 24, 32), bool)
 MASKS[0, 6:16, 8:20] = True

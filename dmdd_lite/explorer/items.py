@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..data import Category, open_category, open_folder
+from ..data.images import FORMATS, DataError, read_image
+from ..data.layout import Category, open_category, open_folder
 from ..evaluation import Evaluation
-from ..images import FORMATS, DataError, read_image
 
 
 @dataclass(frozen=True)

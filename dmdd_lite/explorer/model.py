@@ -1,6 +1,6 @@
 """What the explorer shows, without any widgets: images, their maps, regions, distances and neighbours.
 
-`widgets.explore` puts controls in front of an `Explorer`; in a script it serves as well. All pixels of maps
+`explorer.explore` puts controls in front of an `Explorer`; in a script it serves as well. All pixels of maps
 and masks are those of the detector's input (S, S), as in `evaluate`; a picked pixel is the image's own.
 """
 
@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ..data import Category
+from ..data.images import read_image, read_mask
+from ..data.layout import Category
 from ..detector import Detector
 from ..evaluation import Evaluation
-from ..images import read_image, read_mask
 from ..model import ModelOutput, decisive_map, full_size_maps, image_scores, map_names
 from ..utils import Progress
 from .items import Item, find_items, read_bytes, shown

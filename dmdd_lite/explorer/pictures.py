@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from ..plots import panels
+from ..course.plots import panels
 from .model import Explorer
 
 TRUTH, DECISION = (ImageColor.getrgb(colour) for colour in (panels.TRUTH, panels.DECISION))

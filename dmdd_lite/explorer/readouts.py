@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from ..plus import POSITION_FLOOR
+from ..plus.mix import POSITION_FLOOR
 from .model import WHOLE, Distance, Explorer, Reading
 
 MAPS = {

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from .. import plots
+from ..course import plots
 from . import pictures
 from .model import ALL_SCALES, Explorer
 from .readouts import sentence

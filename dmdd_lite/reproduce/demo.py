@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..samples import SAMPLES
+from ..data.samples import SAMPLES
 from .notebook import REPRODUCTION, notebook_parameters
 from .run import CannotStart, Job, environments, exit_status, local_client, run_jobs
 

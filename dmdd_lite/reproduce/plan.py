@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
-from ..data import open_category, open_folder
+from ..data.images import DataError
+from ..data.layout import open_category, open_folder
 from ..evaluation import collect_results
-from ..images import DataError
 from ..teacher import TeacherError, build_teacher
 from ..utils import resolve_device, writing_problem
 from .notebook import REPRODUCTION, check_parameters, notebook_parameters

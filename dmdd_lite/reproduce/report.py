@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ..course.figures import save_figure
+from ..course.plots.baselines import plot_peers
 from ..evaluation import METRICS, collect_results, results_table
-from ..figures import save_figure
-from ..plots.peers import plot_peers
 from ..utils import write_atomically
 from .reference import report
 

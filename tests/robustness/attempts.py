@@ -187,6 +187,4 @@ if __name__ == "__main__":
     import torch  # noqa: F401
     from builders import tiny_config  # noqa: F401
 
-    from dmdd_lite import training  # noqa: F401
-
     serve()

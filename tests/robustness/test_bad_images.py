@@ -17,9 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dmdd_lite.data import DataError
+from dmdd_lite.data.images import read_image
+from dmdd_lite.data.layout import DataError
 from dmdd_lite.detector import Detector
-from dmdd_lite.images import read_image
 from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher
 

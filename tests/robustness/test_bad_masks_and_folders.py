@@ -9,9 +9,9 @@ import torch
 from builders import disc, make_category, save_image, tiny_config
 from PIL import Image
 
-from dmdd_lite import data
-from dmdd_lite.data import DataError, load_masks, open_category, open_folder
-from dmdd_lite.images import read_image, read_mask
+from dmdd_lite.data import layout as data
+from dmdd_lite.data.images import read_image, read_mask
+from dmdd_lite.data.layout import DataError, load_masks, open_category, open_folder
 from dmdd_lite.training import train
 from dmdd_lite.training_data import load_training_data
 

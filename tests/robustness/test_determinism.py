@@ -14,7 +14,7 @@ import torch
 from builders import save_image, tiny_config
 
 from dmdd_lite import evaluation
-from dmdd_lite.data import open_category
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.model import build_model
 from dmdd_lite.training import train

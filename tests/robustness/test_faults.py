@@ -9,7 +9,8 @@ import torch
 from attempts import assert_same
 from builders import tree
 
-from dmdd_lite import checkpoints, evaluation, synthesis
+from dmdd_lite import checkpoints, evaluation
+from dmdd_lite import pairs as synthesis
 from dmdd_lite.training import Trainer, TrainingError
 from dmdd_lite.utils import locked, write_atomically, write_json
 

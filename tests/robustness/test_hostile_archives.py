@@ -12,7 +12,7 @@ import test_download
 from builders import tree
 from test_download import ARCHIVE, FILES, PNG, fetch, member, pack
 
-from dmdd_lite.download import DownloadError, is_complete
+from dmdd_lite.data.download import DownloadError, is_complete
 
 server = test_download.server  # a fixture
 

@@ -9,12 +9,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from test_metrics import brute_aupro
 
 from dmdd_lite import evaluation, metrics
-from dmdd_lite.data import open_category
+from dmdd_lite.course.thresholds import best_outline, error_rates, outline_quality
+from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.metrics import aupro, aupro_per_image, image_auroc, pixel_ap, pixel_auroc
 from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher
-from dmdd_lite.thresholds import best_outline, error_rates, outline_quality
 from dmdd_lite.training import TrainingError, train
 
 PIXELWISE = (pixel_auroc, pixel_ap, aupro, aupro_per_image)

@@ -11,10 +11,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from .losses import cosine_distance, resize_mask
-from .model import DMDD
-from .synthesis import Pairs
-from .training import Trainer
+from ..losses import cosine_distance, resize_mask
+from ..model import DMDD
+from ..pairs import Pairs
+from ..training import Trainer
 from .zones import split_zones, zone_recall
 
 #: the modules whose outputs `trace_shapes` lists, and what they give

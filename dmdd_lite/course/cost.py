@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import Config
-from .losses import distillation_maps
-from .model import DMDD
-from .teacher import empty_teacher
-from .utils import precision_of
+from ..config import Config
+from ..losses import distillation_maps
+from ..model import DMDD
+from ..teacher import empty_teacher
+from ..utils import precision_of
 
 
 class Operations(NamedTuple):

@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .data import Category, load_masks
-from .detector import Detector
-from .evaluation import METRICS, Evaluation
-from .fusion import build_fusion, fuse
-from .fusion_training import KeptMaps, train_fusion
-from .images import load_images
-from .metrics import evaluate_maps
-from .model import ModelOutput, full_size_maps, image_scores
-from .utils import Progress
+from ..config import Config
+from ..data.images import load_images
+from ..data.layout import Category, load_masks
+from ..detector import Detector
+from ..evaluation import METRICS, Evaluation
+from ..metrics import evaluate_maps
+from ..model import ModelOutput, full_size_maps, image_scores
+from ..msn import build_fusion, fuse
+from ..msn_training import KeptMaps, train_fusion
+from ..utils import Progress
 
 MAX_ROWS = 64  # images whose maps are brought to full size at once
 

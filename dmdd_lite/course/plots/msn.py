@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..evaluation import METRICS
+from ...evaluation import METRICS
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
 from ..thresholds import error_rates, expected_cost
 from .panels import ANOMALOUS, DECISION, GOOD, OTHERS, TRUTH, check_images, horizontal_bar, outline

@@ -21,9 +21,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor
 
-from .losses import resize_mask
-from .synthesis import PairSynthesizer, step_generator
-from .teacher import Teacher
+from ..losses import resize_mask
+from ..pairs import PairSynthesizer, step_generator
+from ..teacher import Teacher
 
 
 class Patches(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import cosine_distance, stack_maps
-from .model import smooth
-from .teacher import Teacher
+from ..losses import cosine_distance, stack_maps
+from ..model import smooth
+from ..teacher import Teacher
 
 DISTANCES = ("euclidean", "cosine")
 CHUNK = 2**24  # distances held at once: 64 MB

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .utils import write_atomically
+from ..utils import write_atomically
 
 INK = "#333333"
 

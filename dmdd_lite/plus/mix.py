@@ -12,8 +12,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
-from .fusion import BIAS, GAIN, logarithms
-from .losses import Features, stack_maps
+from ..losses import Features, stack_maps
+from ..msn import BIAS, GAIN, logarithms
 
 POSITION_FLOOR = 0.05  # added to squared Mahalanobis distances before their logarithm
 WEIGHTS = [w / 10 for w in range(6)]  # of the position maps, which never count more than DMDD

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import Config
-from .losses import Features
-from .teacher import FeatureInfo
+from ..config import Config
+from ..losses import Features
+from ..teacher import FeatureInfo
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
 IMAGES_PER_COMPONENT = 80  # of the overall look: fewer would fit it to single images

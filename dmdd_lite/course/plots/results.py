@@ -7,8 +7,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ...metrics import thin_curve
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
-from ..metrics import thin_curve
 from .panels import (
     ANOMALOUS,
     COLOUR_MAP,

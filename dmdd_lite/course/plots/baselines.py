@@ -3,9 +3,9 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..config import MVTEC_CATEGORIES
+from ...config import MVTEC_CATEGORIES
+from ...reproduce.reference import PAPER, PUBLISHED, by_category, load_reference
 from ..figures import INK, WIDTH, new_figure, styled
-from ..reproduce.reference import PAPER, PUBLISHED, by_category, load_reference
 from .panels import ANOMALOUS, GOOD, OTHERS
 
 _TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "PRO"}

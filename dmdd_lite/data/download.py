@@ -14,7 +14,7 @@ from pathlib import Path
 import pooch
 from tqdm.auto import tqdm
 
-from .config import MVTEC_CATEGORIES
+from ..config import MVTEC_CATEGORIES
 
 MVTEC_PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
 MVTEC_URL = (  # in use in mid 2026; MVTEC_PAGE links to the current one

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .alterations import fusion_view
 from .config import Config
-from .fusion import build_fusion
 from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
+from .msn import build_fusion
 from .utils import Progress, autocast
 
 

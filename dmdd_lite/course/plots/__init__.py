@@ -16,7 +16,7 @@ from .distillation import (
     plot_zones,
 )
 from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
-from .fusion import (
+from .msn import (
     plot_ablation,
     plot_groups,
     plot_msn,
@@ -24,6 +24,14 @@ from .fusion import (
     plot_threshold_choice,
     plot_trust,
     plot_weights,
+)
+from .pairs import (
+    plot_gradients,
+    plot_mosaic,
+    plot_noise,
+    plot_plane,
+    plot_strengths,
+    plot_thresholds,
 )
 from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
@@ -33,14 +41,6 @@ from .results import (
     plot_pairs,
     plot_roc_and_pro,
     plot_score_histogram,
-)
-from .synthesis import (
-    plot_gradients,
-    plot_mosaic,
-    plot_noise,
-    plot_plane,
-    plot_strengths,
-    plot_thresholds,
 )
 
 __all__ = [

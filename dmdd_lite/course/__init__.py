@@ -1,0 +1,1 @@
+"""What the notebooks call beside the method: experiments, and figures in `plots`."""
