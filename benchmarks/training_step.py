@@ -6,8 +6,8 @@
     git worktree add /tmp/before COMMIT && python benchmarks/training_step.py --peer /tmp/before
 
 Random weights and random images of MVTec AD's size: speed does not depend on them. The floor is the count of
-convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.course.cost`). `--peer`
-is another checkout of this project, which comes first; it and every `--variant` of the configuration have a
+convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.course.cost`).
+`--peer` is another checkout of this project, which comes first; it and every `--variant` of the configuration have a
 process of their own, and on a CPU these take turns. Medians.
 """
 

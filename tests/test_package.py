@@ -51,5 +51,5 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_p
     notebook = Path(python(told, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}))
     assert notebook.is_relative_to(installed)
     assert notebook.read_bytes() == (CHECKOUT / "notebooks" / notebook.name).read_bytes()
-    pictures = {path.relative_to(CHECKOUT) for path in (CHECKOUT / "dmdd_lite/samples").glob("*/*/*/*")}
+    pictures = {path.relative_to(CHECKOUT) for path in (CHECKOUT / "dmdd_lite/data/samples").glob("*/*/*/*")}
     assert pictures <= {path.relative_to(installed) for path in installed.rglob("*")}

@@ -12,7 +12,7 @@ from builders import save_image, some_samples, tiny_model
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dmdd_lite import widgets
+from dmdd_lite import explorer as widgets
 from dmdd_lite.data.images import DataError, load_images
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
