@@ -35,11 +35,11 @@ from dmdd_lite.data.images import DataError
 from dmdd_lite.data.layout import list_images, open_category, open_folder
 from dmdd_lite.evaluation import PROTOCOL, evaluate
 from dmdd_lite.teacher import TeacherError, build_teacher
-from dmdd_lite.training import Training, refit_fusion, train
+from dmdd_lite.training import Training, refit_msn, train
 from dmdd_lite.utils import describe, peak_memory_mb, write_json
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side
-ZONE_FPR = 0.01  # share of good pixels above the threshold at which edge and core are looked for
+ZONE_FPR = 0.01  # share of good pixels above the threshold at which edge and centre are looked for
 CHECKPOINTS = 20  # of a training: an interrupted one loses at most that share of itself
 
 
@@ -192,7 +192,7 @@ def check(options: argparse.Namespace, base: Config, jobs: list[Job]):
 
 def run_job(job: Job):
     """Train, or load what was trained before, then score the open rows, some of them after a fusion of their
-    own was trained for the same student. Raises what `train`, `refit_fusion` and `evaluate` raise."""
+    own was trained for the same student. Raises what `train`, `refit_msn` and `evaluate` raise."""
     config, data = BY_NAME[job.row].config(job.base, job.seed), job.data
     every = max(1, config.iterations // CHECKPOINTS)
     place = (data.root, data.category, textures_of(job))
@@ -211,7 +211,7 @@ def variant(training: Training, config: Config, place: tuple) -> Training:
     if changed <= set(SCORING):
         return dataclasses.replace(training, detector=measure.rescored(training.detector, config))
     print(f"the fusion anew: {', '.join(sorted(changed))}", flush=True)
-    return refit_fusion(training.detector, config, *place)
+    return refit_msn(training.detector, config, *place)
 
 
 def textures_of(job: Job) -> str | Path:
@@ -230,7 +230,7 @@ def textures_of(job: Job) -> str | Path:
 
 
 def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
-    """All of a row's result, as `evaluation.write_result` has it, with the recall of edge and core."""
+    """All of a row's result, as `evaluation.write_result` has it, with the recall of edge and centre."""
     device = made.detector.device
     return {
         **job.settings(row),

@@ -20,7 +20,7 @@ NAMES = {
     "aupro": "AUPRO",
     "pixel_ap": "pixel AP",
     "edge": "edge recall",
-    "centre": "core recall",
+    "centre": "centre recall",
 }
 JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
 INPUTS = ("normality", "abnormality")  # what the fused map can be compared with
@@ -44,7 +44,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
                 lines.append([*run, name, *(metrics[key] for key in METRICS), *zones, values["seconds"]])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
-        bases += [portable(values["base"])] if "base" in values else []  # peers have none
+        bases += [portable(values["base"])] if "base" in values else []  # baselines have none
         if bases and (changed := differences(bases[0], bases[-1])):
             raise ValueError(f"{path} is of different base settings: {'; '.join(changed)}")
     table = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(ZONES, float))  # None to NaN
@@ -74,7 +74,7 @@ def mean_and_std(values: pd.Series, digits: int = 2) -> str:
 
 def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.DataFrame:
     """Percent, mean ± std over the seeds: a line a row, columns seeds, the metrics of the map `of`, recall of
-    edge and core, and seconds of training."""
+    edge and centre, and seconds of training."""
     own = results[(results["data"] == data) & (results["map"] == of)]
     lines = {}
     for row, part in own.groupby("row", sort=False):
@@ -83,7 +83,7 @@ def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.Dat
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def fusion_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
+def msn_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
     """What fusing costs: the sum's metrics in percent, and how many points the fused map is behind the better
     of the branches, mean ± std over the seeds."""
     own = results[results["data"] == data]
@@ -100,7 +100,7 @@ def markdown(results: pd.DataFrame) -> str:
     text = "Percent, mean ± std over seeds; weights of the last iteration, nothing chosen on the test set.\n"
     for data in dict.fromkeys(results["data"]):
         titles = ("fused map", "the sum of the maps, and points that the fused map is behind its best input")
-        for title, table in zip(titles, (quality_table, fusion_table), strict=True):
+        for title, table in zip(titles, (quality_table, msn_table), strict=True):
             text += f"\n## {data}: {title}\n\n{table(results, data).to_markdown(disable_numparse=True)}\n"
     return text
 

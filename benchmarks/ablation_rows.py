@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dmdd_lite.config import Config, differences, student_differences
 
 #: fields that the training never reads
-SCORING = ("smoothing_sigma", "score_rule", "score_top", "fusion_skip", "threshold_quantile")
+SCORING = ("smoothing_sigma", "score_rule", "score_top", "msn_skip", "threshold_quantile")
 
 FULL = "full"  # the row that all others are compared with
 
@@ -49,7 +49,7 @@ def times(factor: float) -> Callable:
 # one branch, its maps summed
 PLAIN = {
     "branches": ("normality",),
-    "fusion_start": 1.0,
+    "msn_start": 1.0,
     "iterations": lambda base, field: base.student_iterations,
 }
 
@@ -62,12 +62,12 @@ ROWS = (
     Row("pairs", "the same branch fitted on pairs: NGM, its maps summed", PLAIN),
     Row("ngm", "NGM alone with an MSN", {"branches": ("normality",)}),
     Row("aim", "AIM alone with an MSN", {"branches": ("abnormality",)}),
-    Row("summed", "NGM and AIM without the MSN: the sum of all maps", {"fusion_skip": 1.0}),
-    Row("no_attention", "an MSN without attention", {"fusion_attention": ()}),
-    Row("channel", "channel attention alone", {"fusion_attention": ("channel",)}),
-    Row("spatial", "spatial attention alone", {"fusion_attention": ("spatial",)}),
-    Row("coordinate", "coordinate attention alone", {"fusion_attention": ("coordinate",)}),
-    Row("self", "self-attention alone", {"fusion_attention": ("self",)}),
+    Row("summed", "NGM and AIM without the MSN: the sum of all maps", {"msn_skip": 1.0}),
+    Row("no_attention", "an MSN without attention", {"msn_attention": ()}),
+    Row("channel", "channel attention alone", {"msn_attention": ("channel",)}),
+    Row("spatial", "spatial attention alone", {"msn_attention": ("spatial",)}),
+    Row("coordinate", "coordinate attention alone", {"msn_attention": ("coordinate",)}),
+    Row("self", "self-attention alone", {"msn_attention": ("self",)}),
     Row(FULL, "the configuration as it is"),
     # student and teacher
     Row("decoder", "reverse distillation's student", {"student": "decoder"}),
@@ -88,9 +88,9 @@ ROWS = (
     Row("textures_mixed", "the folder's and its own images as textures", textures="mixed"),
     Row("foreground_none", "synthetic anomalies anywhere", {"foreground": "none"}),
     # fusion
-    Row("weighted", "one learned weight a map instead of the MSN", {"fusion": "weighted"}),
-    Row("skip_0", "the MSN alone, without a share of the plain mean", {"fusion_skip": 0.0}),
-    Row("fusion_dice", "focal and Dice loss instead of focal and L1", {"fusion_loss": "focal+dice"}),
+    Row("weighted", "one learned weight a map instead of the MSN", {"msn": "weighted"}),
+    Row("skip_0", "the MSN alone, without a share of the plain mean", {"msn_skip": 0.0}),
+    Row("msn_dice", "focal and Dice loss instead of focal and L1", {"msn_loss": "focal+dice"}),
     # schedule
     Row("constant", "a learning rate that does not decay", {"schedule": "constant"}),
     Row("iterations_double", "twice the iterations", {"iterations": times(2)}),

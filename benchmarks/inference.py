@@ -5,7 +5,7 @@
 
 A call goes from uint8 images on the device to smoothed maps of full size and scores on the CPU: ours gives
 four maps (fused, either branch, their sum), its scores too. Where anomalib is installed, its
-ReverseDistillation with the same backbone, input and precision, which gives one map, is the peer; it is
+ReverseDistillation with the same backbone, input and precision, which gives one map, is the baseline; it is
 imported here only. Random weights and images. Each way has a process of its own, and their calls take turns.
 Medians.
 """
@@ -28,7 +28,7 @@ from dmdd_lite.model import build_model
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.utils import autocast, describe, resolve_device
 
-OURS, PEER = "dmdd-lite", "anomalib ReverseDistillation"
+OURS, BASELINE = "dmdd-lite", "anomalib ReverseDistillation"
 WARM_UP = 3  # calls with a batch size that do not count
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "float32"))
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="of our Config")
     parser.add_argument("--out", type=Path, help="file for the result as JSON")
-    parser.add_argument("--serve", choices=(OURS, PEER), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=(OURS, BASELINE), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -55,12 +55,12 @@ def ours(config: Config, device: torch.device):
     return Detector(build_model(config, teacher).to(device)).maps
 
 
-def has_peer(teacher: str) -> bool:
+def has_baseline(teacher: str) -> bool:
     """Whether anomalib is installed and builds its decoder for this backbone."""
     return teacher.startswith(("resnet", "wide_resnet")) and find_spec("anomalib") is not None
 
 
-def anomalib_peer(config: Config, device: torch.device):
+def anomalib_baseline(config: Config, device: torch.device):
     """The call of anomalib's model: the same images -> its map (B, 1, S, S) and scores (B, 1)."""
     from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
     from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
@@ -87,7 +87,7 @@ def anomalib_peer(config: Config, device: torch.device):
 def serve(config: Config, options, device: torch.device):
     """One way in a process of its own: for every batch size that is asked for, the seconds and the memory of
     a call and, for our floor, the device's rate. A call ends on the CPU, so nothing is left running."""
-    call = (ours if options.serve == OURS else anomalib_peer)(config, device)
+    call = (ours if options.serve == OURS else anomalib_baseline)(config, device)
     measure.tell({"ready": True})
     while True:
         shape = (measure.request(), 3, config.image_size, config.image_size)
@@ -137,20 +137,20 @@ def run_together(names: list[str], options, config: Config) -> dict[str, dict]:
 
 
 def compare(options, config: Config) -> dict[str, dict]:
-    """The result of each way. Raises SystemExit where ours fails; a peer that does is a result."""
-    found = run_together([OURS, PEER] if has_peer(options.teacher) else [OURS], options, config)
+    """The result of each way. Raises SystemExit where ours fails; a baseline that does is a result."""
+    found = run_together([OURS, BASELINE] if has_baseline(options.teacher) else [OURS], options, config)
     if "error" in found[OURS]:
         raise SystemExit(found[OURS]["error"])
     for batch, values in found[OURS].items():
-        if batch in found.get(PEER, {}):
-            peer = found[PEER][batch]["milliseconds"]
-            values["times_peer"] = peer / values["milliseconds"]  # images a second, ours over the peer's
+        if batch in found.get(BASELINE, {}):
+            baseline = found[BASELINE][batch]["milliseconds"]
+            values["times_baseline"] = baseline / values["milliseconds"]  # images per second, ratio
     return found
 
 
 def report(ways: dict[str, dict], goals: dict):
     """Print a line for every way and batch size."""
-    ratios = {"times_floor": "our floor", "times_peer": "the peer's images/s"}
+    ratios = {"times_floor": "our floor", "times_baseline": "the baseline's images/s"}
     for name, found in ways.items():
         if "error" in found:
             print(f"{name}: failed: {found['error']}")

@@ -1,6 +1,6 @@
 """What the benchmarks share: timing, peak memory, a process for each way, conditions, results as JSON.
 
-The scripts' own processes may run on another checkout of the package (`training_step.py --peer`), so this
+The scripts' own processes may run on another checkout of the package (`training_step.py --baseline`), so this
 module asks of it only what has been there from the start, and only inside the functions that need it.
 """
 
@@ -34,7 +34,7 @@ ADDED = set(os.environ) - GIVEN  # by this checkout of the package; another has 
 #: what this project set itself, by what is measured and where: the GPU is an H200, the CPU has two cores
 GOALS = {
     ("training", "cuda", "wide_resnet50_2", 256, 16): {"iterations_per_second": 30, "gb": 24, "least_gb": 12},
-    ("training", "cpu", "mobilenetv2_100", 256, 8): {"times_floor": 1.5, "times_peer": 2},
+    ("training", "cpu", "mobilenetv2_100", 256, 8): {"times_floor": 1.5, "times_baseline": 2},
     ("inference", "cuda", "wide_resnet50_2", 256): {
         "images_per_second": {"32": 1500},
         "milliseconds": {"1": 8},

@@ -3,7 +3,7 @@
     python benchmarks/metrics.py --maps 83 --size 256 --repeat 5
 
 83 maps of 256 x 256 is the size of MVTec AD's bottle. The maps are smoothed noise on which the anomalies are
-raised: nothing is downloaded. Ours are medians of `--repeat` runs; the peers run once. Where anomalib is
+raised: nothing is downloaded. Ours are medians of `--repeat` runs; the baselines run once. Where anomalib is
 installed, its AUPRO is one of them; it is imported here only.
 """
 
@@ -101,8 +101,8 @@ def ours(maps, masks, scores, labels, repeat: int) -> dict[str, dict]:
     return rows
 
 
-def peers(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[str, Callable[[], float]]]:
-    """Which of our metrics each peer computes, and its call."""
+def baselines(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[str, Callable[[], float]]]:
+    """Which of our metrics each baseline computes, and its call."""
     truth, found = masks.ravel(), maps.ravel()
     calls = {
         "scikit-learn on raw pixels, AUROC": ("pixel_auroc", lambda: float(roc_auc_score(truth, found))),
@@ -119,8 +119,10 @@ def peers(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[str, Callable[
 
 
 def report(name: str, row: dict[str, float]) -> None:
-    peer = f"{row['difference']:+.1e} | {row['times_ours']:.1f}" if "difference" in row else " | "
-    print(f"| {name} | {row['seconds']:.3f} | {row['mb']:.0f} | {row['value']:.6f} | {peer} |", flush=True)
+    baseline = f"{row['difference']:+.1e} | {row['times_ours']:.1f}" if "difference" in row else " | "
+    print(
+        f"| {name} | {row['seconds']:.3f} | {row['mb']:.0f} | {row['value']:.6f} | {baseline} |", flush=True
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -141,16 +143,16 @@ def main() -> None:
     scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
     print(json.dumps(describe(CPU)))
     print(f"maps {maps.shape} {maps.dtype}, {maps.nbytes / 1e6:.0f} MB; {labels.sum()} images anomalous,")
-    print(f"{masks.mean():.1%} of the pixels; median of {options.repeat} runs of ours, peers once\n")
+    print(f"{masks.mean():.1%} of the pixels; median of {options.repeat} runs of ours, baselines once\n")
     print("| metric | seconds | peak MB above the start | value | minus exact | times ours |")
     print("|---|---|---|---|---|---|")
 
     rows = ours(maps, masks, scores, labels, options.repeat)
     for name, row in rows.items():
         report(name, row)
-    for name, (metric, call) in peers(maps, masks).items():
+    for name, (metric, call) in baselines(maps, masks).items():
         row, exact = run(call, 1), rows[metric]
-        row["peer_of"], row["times_ours"] = metric, row["seconds"] / exact["seconds"]
+        row["baseline_of"], row["times_ours"] = metric, row["seconds"] / exact["seconds"]
         row["difference"] = row["value"] - exact["value"]
         report(f"{metric}: {name}", row)
         rows[name] = row

@@ -51,7 +51,7 @@ SETTINGS = {
         "variants": {"training_step": ["plain:"]},
         "inference": [
             "--teacher mobilenetv2_100 --size 256 --batches 1 8 --repeat 5",
-            "--teacher wide_resnet50_2 --size 256 --batches 1 8 --repeat 3",  # which has a peer
+            "--teacher wide_resnet50_2 --size 256 --batches 1 8 --repeat 3",  # which has a baseline
         ],
         "scaling": "--iterations 6 --turns 3",
         "sizes": (128, 256, 384),
@@ -86,8 +86,8 @@ def steps(settings: str, device: str, options: argparse.Namespace) -> dict[str, 
     for name, variants in chosen["variants"].items():
         found[name] = ["training_step.py", *network, *chosen["training"].split()]
         found[name] += [part for text in variants for part in ("--variant", text)]
-    if options.peer:
-        found["training_step"] += ["--peer", str(options.peer.resolve())]
+    if options.baseline:
+        found["training_step"] += ["--baseline", str(options.baseline.resolve())]
     for number, text in enumerate(chosen["inference"]):
         name = f"inference_{number + 1}" if number else "inference"
         found[name] = ["inference.py", *text.split(), "--device", device]
@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--settings", choices=SETTINGS, help="by default those that fit the device")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
-    parser.add_argument("--peer", type=Path, help="root of another checkout whose training step to compare")
+    parser.add_argument("--baseline", type=Path, help="another checkout whose training step to compare")
     parser.add_argument("--limit", type=float, default=300, help="seconds that a step may take (default 300)")
     parser.add_argument("--minutes", type=float, help="that all may take (default: 8 with --settings gpu)")
     parser.add_argument("--data", default="data/mvtec_ad/bottle", help="category of the whole run")

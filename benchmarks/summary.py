@@ -11,12 +11,12 @@ TEST_IMAGES = 1725  # of MVTec AD's fifteen categories
 
 
 class Row(NamedTuple):
-    """A line of the table; ratio: how many times faster than the peer."""
+    """A line of the table; ratio: how many times faster than the baseline."""
 
     what: str
     value: str
     goal: str = ""
-    peer: str = ""
+    baseline: str = ""
     ratio: str = ""
 
 
@@ -36,7 +36,7 @@ def summary(results: dict[str, dict]) -> str:
     trained = [result for name, result in results.items() if name.startswith("training_step")]
     if trained and "inference" in results:
         rows.append(mvtec(trained, results["inference"]))
-    lines = ["| what | value | goal | peer | times the peer's speed |", "|---|---|---|---|---|"]
+    lines = ["| what | value | goal | baseline | times the baseline's speed |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return f"{machines(results)}\n\n" + "\n".join(lines) + "\n"
 
@@ -50,7 +50,7 @@ def machines(results: dict[str, dict]) -> str:
 
 
 def judged(value: float, goals: dict, name: str, least: bool = True) -> str:
-    """'at least 30: reached' (x: times the peer or floor), or nothing where there is no such goal."""
+    """'at least 30: reached' (x: times the baseline or floor), or nothing where there is no such goal."""
     if name not in goals:
         return ""
     reached = value >= goals[name] if least else value <= goals[name]
@@ -70,8 +70,8 @@ def training(result: dict) -> list[Row]:
         text = f"{speed:.2f} iterations/s, {found['pairs_per_second']:.1f} pairs/s"
         text += "".join(f"; warning: {told}" for told in found["warnings"])
         reached = judged(speed, goals, "iterations_per_second")
-        if times and first == "peer":
-            reached = judged(times, goals, "times_peer")
+        if times and first == "baseline":
+            reached = judged(times, goals, "times_baseline")
         rows.append(Row(what, text, reached, *((first, f"{times:.2f}") if times else ())))
         rows += parts(what, found, goals) if "parts" in found else []
         kind = "least_gb" if name.startswith("least") else "gb"
@@ -96,15 +96,15 @@ def parts(what: str, found: dict, goals: dict) -> list[Row]:
 def inference(result: dict) -> list[Row]:
     """Latency, throughput and memory at every batch size."""
     (_, ours), *others = result["ways"].items()
-    peer, theirs = others[0] if others else ("", {})
+    baseline, theirs = others[0] if others else ("", {})
     rows, goals = [], result["goals"]
     for batch, found in ours.items():
         milliseconds, rate = found["milliseconds"], found["images_per_second"]
         against, times = "", ""
         if batch in theirs:
-            against = f"{peer}: {theirs[batch]['milliseconds']:.1f} ms, "
+            against = f"{baseline}: {theirs[batch]['milliseconds']:.1f} ms, "
             against += measure.memory_text(theirs[batch]["memory"])
-            times = f"{found['times_peer']:.2f}"
+            times = f"{found['times_baseline']:.2f}"
         reached = [
             judged(milliseconds, goals.get("milliseconds", {}), batch, least=False),
             judged(rate, goals.get("images_per_second", {}), batch),
@@ -123,28 +123,28 @@ def network(result: dict) -> str:
 
 
 def synthesis(result: dict) -> list[Row]:
-    """Pairs a second beside every peer."""
+    """Pairs a second beside every baseline."""
     ways, rows = result["ways"], []
     for name, found in ways.items():
-        for peer, times in found.get("times_faster", {}).items():
+        for baseline, times in found.get("times_faster", {}).items():
             text = f"{found['pairs_per_second']:.1f} pairs/s, {measure.memory_text(found['memory'])}"
-            against = f"{peer}: {ways[peer]['pairs_per_second']:.1f} pairs/s, "
-            against += measure.memory_text(ways[peer]["memory"])
+            against = f"{baseline}: {ways[baseline]['pairs_per_second']:.1f} pairs/s, "
+            against += measure.memory_text(ways[baseline]["memory"])
             goal = judged(times, result["goals"], "times_faster")
             rows.append(Row(f"synthesis, {name}", text, goal, against, f"{times:.1f}"))
     return rows
 
 
 def metrics(result: dict) -> list[Row]:
-    """AUPRO beside its peers."""
+    """AUPRO beside its baselines."""
     ours, rows = result["rows"]["aupro"], []
-    for name, peer in result["rows"].items():
-        if peer.get("peer_of") != "aupro":
+    for name, baseline in result["rows"].items():
+        if baseline.get("baseline_of") != "aupro":
             continue
-        goal = judged(peer["times_ours"], result["goals"], "times_faster") if "RD4AD" in name else ""
+        goal = judged(baseline["times_ours"], result["goals"], "times_faster") if "RD4AD" in name else ""
         text = f"{ours['seconds']:.3f} s, {ours['value']:.6f}, {ours['mb']:.0f} MB"
-        against = f"{name}: {peer['seconds']:.3f} s, {peer['value']:.6f}, {peer['mb']:.0f} MB"
-        rows.append(Row("AUPRO", text, goal, against, f"{peer['times_ours']:.1f}"))
+        against = f"{name}: {baseline['seconds']:.3f} s, {baseline['value']:.6f}, {baseline['mb']:.0f} MB"
+        rows.append(Row("AUPRO", text, goal, against, f"{baseline['times_ours']:.1f}"))
     return rows
 
 
@@ -191,7 +191,7 @@ def mvtec(trained: list[dict], tested: dict) -> Row:
         name: found
         for result in trained
         for name, found in result["ways"].items()
-        if name != "peer" and "error" not in found
+        if name != "baseline" and "error" not in found
     }
     name = max(ways, key=lambda name: ways[name]["iterations_per_second"])
     iterations = sum(published_iterations(category) for category in MVTEC_CATEGORIES)

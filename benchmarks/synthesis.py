@@ -2,7 +2,7 @@
 
     python benchmarks/synthesis.py --batch 64 --size 256 --repeat 5 --out synthesis.json
 
-The peers are written anew after DRAEM's loader, one image at a time: Perlin noise of numpy arrays and its
+The baselines are written anew after DRAEM's loader, one image at a time: Perlin noise of numpy arrays and its
 rotation, three random changes of the texture out of ten, the blend. Rotations and changes are Pillow's,
 compiled and as fast as the loader's own or faster. `loop from files` reads and resizes the image and the
 texture for every sample, as that loader does (900 px PNG and 600 px JPEG, made for the occasion);
@@ -26,7 +26,7 @@ from dmdd_lite.config import Config
 from dmdd_lite.pairs import PairSynthesizer
 from dmdd_lite.utils import resolve_device
 
-PEERS = ("loop from memory", "loop from files")
+BASELINES = ("loop from memory", "loop from files")
 BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -143,13 +143,13 @@ def build(options, device: torch.device, folder: Path) -> dict:
     return {
         "ours, pictures": lambda: PairSynthesizer(Config(), textures)(normal, None, generator),
         "ours, procedural": lambda: PairSynthesizer(Config())(normal, None, generator),
-        PEERS[0]: lambda: [loop_pair(image, pictures[rng.integers(50)], rng) for image in images],
-        PEERS[1]: from_files,
+        BASELINES[0]: lambda: [loop_pair(image, pictures[rng.integers(50)], rng) for image in images],
+        BASELINES[1]: from_files,
     }
 
 
 def compare(ways: dict, device: torch.device, batch: int, repeat: int) -> dict[str, dict]:
-    """Seconds, pairs a second, peak memory and, of ours, how many times faster than each peer."""
+    """Seconds, pairs a second, peak memory and, of ours, how many times faster than each baseline."""
     found = {}
     for name, way in ways.items():
         with measure.peak_memory(device) as memory:
@@ -159,8 +159,8 @@ def compare(ways: dict, device: torch.device, batch: int, repeat: int) -> dict[s
     for name, values in found.items():
         values["seconds"] = statistics.median(turn[name] for turn in turns)
         values["pairs_per_second"] = batch / values["seconds"]
-    for name in set(ways) - set(PEERS):
-        times = {peer: found[peer]["seconds"] / found[name]["seconds"] for peer in PEERS}
+    for name in set(ways) - set(BASELINES):
+        times = {baseline: found[baseline]["seconds"] / found[name]["seconds"] for baseline in BASELINES}
         found[name]["times_faster"] = times
     return found
 
@@ -174,7 +174,9 @@ def main():
     for name, values in found.items():
         line = f"{name:17} {1000 / values['pairs_per_second']:7.2f} ms/pair"
         line += f" {values['pairs_per_second']:8.1f} pairs/s, {measure.memory_text(values['memory'])}"
-        line += "".join(f", {times:.1f} x {peer}" for peer, times in values.get("times_faster", {}).items())
+        line += "".join(
+            f", {times:.1f} x {baseline}" for baseline, times in values.get("times_faster", {}).items()
+        )
         print(line)
     values = {name: getattr(options, name) for name in ("batch", "size", "repeat")}
     values |= {"goals": measure.goals("synthesis"), "ways": found}

@@ -3,12 +3,12 @@
     python benchmarks/training_step.py                                   # WideResNet-50-2, 256 px, batch 16
     python benchmarks/training_step.py --teacher mobilenetv2_100 --batch 8 --precision float32
     python benchmarks/training_step.py --variant plain: --variant compiled:compile=true,feature_memory=0
-    git worktree add /tmp/before COMMIT && python benchmarks/training_step.py --peer /tmp/before
+    git worktree add /tmp/before COMMIT && python benchmarks/training_step.py --baseline /tmp/before
 
 Random weights and random images of MVTec AD's size: speed does not depend on them. The floor is the count of
 convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.course.cost`).
-`--peer` is another checkout of this project, which comes first; it and every `--variant` of the configuration have a
-process of their own, and on a CPU these take turns. Medians.
+`--baseline` is another checkout of this project, which comes first; it and every `--variant` of the
+configuration have a process of their own, and on a CPU these take turns. Medians.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         metavar="NAME:FIELD=JSON,FIELD=JSON",
         help="one of several configurations to compare",
     )
-    parser.add_argument("--peer", type=Path, help="root of another checkout to take turns with")
+    parser.add_argument("--baseline", type=Path, help="root of another checkout to take turns with")
     parser.add_argument("--turns", type=int, default=5, help="of each way (default 5); 1 = one by one")
     parser.add_argument("--no-parts", action="store_true", help="only the whole iteration")
     parser.add_argument("--out", type=Path, help="file for the result as JSON")
@@ -86,11 +86,11 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
     from dmdd_lite.utils import autocast
 
     model, device, config = trainer.model, trainer.device, trainer.config
-    networks = getattr(trainer, "networks", {"fusion": model.fusion})  # as they are trained: compiled or not
+    networks = getattr(trainer, "networks", {"msn": model.msn})  # as they are trained: compiled or not
     pairs, index = trainer.pairs.batch(0), trainer.pairs.indices(0)
     views = [pairs.normal, pairs.anomalous]
-    seen = []  # by the fusion, whatever a peer's output calls it
-    hook = model.fusion.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    seen = []  # by the fusion, whatever a baseline's output calls it
+    hook = model.msn.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with autocast(device, config.precision), torch.no_grad():
         model(pairs.normal)
     hook.remove()
@@ -103,13 +103,13 @@ def parts(trainer, times: int, calls: int) -> dict[str, float]:
 
     def fuse():
         with autocast(device, config.precision):
-            msn_loss(networks["fusion"](seen).logits, mask, config.fusion_loss).backward()
+            msn_loss(networks["msn"](seen).logits, mask, config.msn_loss).backward()
 
-    ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "fusion (MSN)": fuse}
+    ways = {"synthesis": lambda: trainer.pairs.batch(1), "teacher": teach, "MSN": fuse}
     for way in ways.values():  # the first calls warm up
         measure.timed(way, device, 1)
     found = {name: measure.timed(way, device, times, calls) for name, way in ways.items()}
-    found["fusion (MSN)"] *= 1 - student_iterations(config) / config.iterations
+    found["MSN"] *= 1 - student_iterations(config) / config.iterations
     return found
 
 
@@ -124,8 +124,8 @@ def operations(trainer) -> dict[str, int]:
 
 
 def student_iterations(config) -> int:
-    """Iterations of stage 1; a peer from before the stages were told apart has a share alone."""
-    return getattr(config, "student_iterations", round(config.fusion_start * config.iterations))
+    """Iterations of stage 1; a baseline from before the stages were told apart has a share alone."""
+    return getattr(config, "student_iterations", round(config.msn_start * config.iterations))
 
 
 def turn(trainer, times: int, calls: int, whole: bool) -> dict[str, float]:
@@ -149,7 +149,7 @@ def warm_up(trainer, second: bool):
     """Some iterations of a stage, from its start."""
     trainer.iteration = student_iterations(trainer.config) if second else 0
     trainer.model.train(not second)
-    if second and hasattr(trainer, "finish_student"):  # not in a peer whose stages run together
+    if second and hasattr(trainer, "finish_student"):  # not in a baseline whose stages run together
         trainer.finish_student()
     measure.timed(trainer.step, trainer.device, 10 if trainer.device.type == "cuda" else 1)
 
@@ -236,8 +236,8 @@ def report_floor(least: dict, goals: dict):
 
 
 def ways_of(options) -> dict[str, tuple[Path, dict]]:
-    """Root and fields of every way, the peer first."""
-    ways = {"peer": (options.peer.resolve(), fields_of(options))} if options.peer else {}
+    """Root and fields of every way, the baseline first."""
+    ways = {"baseline": (options.baseline.resolve(), fields_of(options))} if options.baseline else {}
     for variant in options.variant or ["this checkout:"]:
         name, _, fields = variant.partition(":")
         if not name or name in ways:

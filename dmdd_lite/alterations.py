@@ -15,7 +15,7 @@ from .config import Config
 from .pairs import Pairs, step_generator
 
 
-def fusion_view(pairs: Pairs, config: Config, number: int) -> Tensor:
+def altered_view(pairs: Pairs, config: Config, number: int) -> Tensor:
     """The defective views (B, 3, H, W) that the fusion learns from in batch `number`: the normal views,
     altered where the pair's mask is."""
     rng = step_generator(config.seed, "alterations", number, pairs.normal.device)

@@ -14,7 +14,7 @@ from .detector import Detector
 from .utils import locked, write_atomically, write_json, writing_problem
 from .weights import load_plain
 
-FORMAT = 4  # of the state and the record; 3 fused nine maps
+FORMAT = 5  # of the state and the record
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 PATIENCE = 20.0  # seconds to wait for a folder: who was killed together with its user needs some
 

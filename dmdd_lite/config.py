@@ -135,7 +135,7 @@ class Config:
     pairs: bool = option(
         True,
         "paper",
-        "distil on pairs; False = on normal images alone, with branches=('normality',) and fusion_start=1: "
+        "distil on pairs; False = on normal images alone, with branches=('normality',) and msn_start=1: "
         "plain distillation",
     )
     ngm_form: str = option(
@@ -146,26 +146,25 @@ class Config:
     )
     aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
 
-    # fusion
-    fusion: str = option(
-        "msn",
+    # MSN
+    msn: str = option(
+        "attention",
         "paper",
-        "'msn' = the segmentation network; 'weighted' = one learned weight a map [ours], the least that "
-        "learns",
-        choices=("msn", "weighted"),
+        "'attention' = the MSN; 'weighted' = one learned weight a map [ours], the least that learns",
+        choices=("attention", "weighted"),
     )
-    fusion_perceptions: tuple = option(
+    msn_perceptions: tuple = option(
         (1, 2, 4), "ours", "dilations of the segmentation network's branches", of=int, low=1, high=64
     )
-    fusion_attention: tuple = option(
+    msn_attention: tuple = option(
         ("channel", "spatial", "coordinate"),
         "ours",
         "attentions that re-weight the maps; the paper says 'multiple attention' and no more",
         of=str,
         choices=("channel", "spatial", "coordinate", "self"),
     )
-    fusion_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
-    fusion_skip: float = option(
+    msn_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
+    msn_skip: float = option(
         0.7,
         "ours",
         "weight of the plain mean of the distances in the fused map; 0 = the segmentation network alone "
@@ -173,13 +172,13 @@ class Config:
         low=0.0,
         high=1.0,
     )
-    fusion_loss: str = option(
+    msn_loss: str = option(
         "focal+l1",
         "field",
         "loss of the segmentation network: 'focal+l1' (DeSTSeg) or 'focal+dice'",
         choices=("focal+dice", "focal+l1"),
     )
-    fusion_start: float = option(
+    msn_start: float = option(
         0.75,
         "ours",
         "least share of the iterations that train the student; in the rest the segmentation network learns "
@@ -187,14 +186,14 @@ class Config:
         low=0.0,
         high=1.0,
     )
-    fusion_iterations: int = option(
+    msn_iterations: int = option(
         200,
         "ours",
         "most iterations of that rest; the student gets the others: a small network that learns from "
         "synthetic anomalies for long learns more and more of what is synthetic about them",
         low=1,
     )
-    fusion_learning_rate: float = option(2e-3, "ours", "Adam step of the segmentation network", low=0.0)
+    msn_learning_rate: float = option(2e-3, "ours", "Adam step of the segmentation network", low=0.0)
 
     # pairs
     illumination: float = option(
@@ -292,14 +291,14 @@ class Config:
             )
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise ValueError(f"branches must name one or both branches once, got {shown(self.branches)}")
-        if not self.pairs and ("abnormality" in self.branches or self.fusion_start < 1):
+        if not self.pairs and ("abnormality" in self.branches or self.msn_start < 1):
             raise ValueError(
-                "pairs=False leaves nothing for AIM and the fusion to learn from; "
-                "it goes with branches=('normality',) and fusion_start=1"
+                "pairs=False leaves nothing for AIM and the MSN to learn from; "
+                "it goes with branches=('normality',) and msn_start=1"
             )
-        if not 1 <= len(self.fusion_perceptions) <= 16:
+        if not 1 <= len(self.msn_perceptions) <= 16:
             raise ValueError(
-                f"fusion_perceptions must be one to sixteen dilations, got {shown(self.fusion_perceptions)}"
+                f"msn_perceptions must be one to sixteen dilations, got {shown(self.msn_perceptions)}"
             )
         if len(self.betas) != 2 or max(self.betas) >= 1:
             raise ValueError(f"betas must be two numbers from 0 and below 1, got {shown(self.betas)}")
@@ -313,7 +312,7 @@ class Config:
     @property
     def student_iterations(self) -> int:
         """Iterations that train the student; those after them train the segmentation network."""
-        return max(round(self.fusion_start * self.iterations), self.iterations - self.fusion_iterations)
+        return max(round(self.msn_start * self.iterations), self.iterations - self.msn_iterations)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -345,11 +344,11 @@ def differences(one: Config, other: Config) -> list[str]:
     return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
 
 
-#: what the student's training never reads; of `iterations`, `fusion_start` and `fusion_iterations` it reads
+#: what the student's training never reads; of `iterations`, `msn_start` and `msn_iterations` it reads
 #: `student_iterations`
 AFTER_STUDENT = (
     *("position_maps", "position_pool", "position_channels", "position_context"),
-    *(item.name for item in dataclasses.fields(Config) if item.name.split("_")[0] == "fusion"),
+    *(item.name for item in dataclasses.fields(Config) if item.name.split("_")[0] == "msn"),
     *("iterations", "smoothing_sigma", "score_rule", "score_top", "threshold_quantile"),
 )
 

@@ -24,7 +24,7 @@ from .teacher import empty_teacher
 from .utils import autocast, resolve_device, write_atomically, write_json
 from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 5
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 6
 
 
 class DetectorError(RuntimeError):

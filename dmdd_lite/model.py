@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from .config import Config
 from .data.images import unit_range
 from .losses import Features, distillation_maps, stack_maps
-from .msn import Calibration, build_fusion, fuse
+from .msn import Calibration, build_msn, fuse
 from .plus.mix import POSITION_FLOOR, Plus
 from .plus.statistics import build_position
 from .student import StudentOutput, build_student
@@ -64,7 +64,7 @@ class DMDD(nn.Module):
         self.plus = None if self.position is None else Plus(len(teacher.info.channels))
         maps = len(config.branches) * len(teacher.info.channels)
         self.calibration = Calibration(maps)
-        self.fusion = build_fusion(config, maps)
+        self.msn = build_msn(config, maps)
 
     def forward(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
         """trained_on: these are training images, for which the position statistics are leave-one-out."""
@@ -76,8 +76,8 @@ class DMDD(nn.Module):
         branches = self.branch_maps(images, features)
         position = () if self.position is None else self.position(features, own)
         inputs = self.calibration(sum(branches, ()))
-        output = self.fusion(inputs.maps)
-        fused = fuse(output.logits, inputs.plain, self.config.fusion_skip)
+        output = self.msn(inputs.maps)
+        fused = fuse(output.logits, inputs.plain, self.config.msn_skip)
         plus = None if self.plus is None else self.plus(fused, position)
         return ModelOutput(fused, plus, output.weights, *branches, position, *inputs)
 

@@ -21,14 +21,14 @@ FLOOR = 0.02  # added to distances before their logarithm
 RELATIVE = 0.4  # fraction of an image's own level that is subtracted from its maps
 
 
-class FusionOutput(NamedTuple):
+class MSNOutput(NamedTuple):
     """logits (B, H, W), trained with the masks; weights (B, K, H, W) of the maps, by attention in (0, 2)."""
 
     logits: Tensor
     weights: Tensor
 
 
-class FusionInputs(NamedTuple):
+class MSNInputs(NamedTuple):
     """maps (B, K, H, W), calibrated logarithms of distances; plain (B, H, W), logit of their mean."""
 
     maps: Tensor
@@ -114,7 +114,7 @@ ATTENTIONS = {
 class Calibration(nn.Module):
     """Distances of both branches and all scales made comparable before they are fused. [ours]
 
-    forward: K maps (B, H_k, W_k), distances >= 0 -> FusionInputs, detached. A calibrated map is
+    forward: K maps (B, H_k, W_k), distances >= 0 -> MSNInputs, detached. A calibrated map is
     log(d + FLOOR), less RELATIVE times the image's own level (the lower quartile of its map), less the mean
     of that on good images: 1 is a distance e times as large as usual. plain: SLOPE times the mean distance
     above that of good images, plus BIAS.
@@ -125,11 +125,11 @@ class Calibration(nn.Module):
         self.register_buffer("level", torch.zeros(maps))
         self.register_buffer("distance", torch.zeros(()))
 
-    def forward(self, maps: Features) -> FusionInputs:
+    def forward(self, maps: Features) -> MSNInputs:
         size = maps[0].shape[1:]
         logs = stack_maps(logarithms(maps), size) - self.level[:, None, None]
         distance = stack_maps([m.detach().float() for m in maps], size).mean(1)
-        return FusionInputs(logs, SLOPE * (distance - self.distance) + BIAS)
+        return MSNInputs(logs, SLOPE * (distance - self.distance) + BIAS)
 
     @torch.no_grad()
     def observe(self, maps: Features, weight: float = 1.0):
@@ -162,13 +162,13 @@ class WeightedSum(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
 
-    def forward(self, maps: Tensor) -> FusionOutput:
+    def forward(self, maps: Tensor) -> MSNOutput:
         weights = self.weight[:, None, None].expand_as(maps)
-        return FusionOutput(GAIN * (weights * maps).mean(1) + self.bias, weights)
+        return MSNOutput(GAIN * (weights * maps).mean(1) + self.bias, weights)
 
 
-class SegmentationNetwork(nn.Module):
-    """MSN. forward: calibrated, detached maps (B, K, H, W) -> FusionOutput.
+class MSN(nn.Module):
+    """MSN. forward: calibrated, detached maps (B, K, H, W) -> MSNOutput.
 
     Attention re-weights the maps, pixel by pixel, and the logit is their weighted mean: the network cannot
     see a defect where no map does. Untrained every weight is 1. [ours]
@@ -193,16 +193,16 @@ class SegmentationNetwork(nn.Module):
         nn.init.zeros_(self.reweight.weight)
         nn.init.zeros_(self.reweight.bias)
 
-    def forward(self, maps: Tensor) -> FusionOutput:
+    def forward(self, maps: Tensor) -> MSNOutput:
         seen = torch.cat([perceive(maps) for perceive in self.perceptions], dim=1)  # B, P W, H, W
         for attention in self.attentions.values():
             seen = seen * (1 + attention(seen))
         weights = 1 + torch.tanh(self.reweight(seen))  # B, K, H, W
-        return FusionOutput(self.gain * (weights * maps).mean(1) + self.bias, weights)
+        return MSNOutput(self.gain * (weights * maps).mean(1) + self.bias, weights)
 
 
-def build_fusion(config: Config, maps: int = 6) -> nn.Module:
-    """The fusion that `config.fusion` names, of so many maps."""
-    if config.fusion == "weighted":
+def build_msn(config: Config, maps: int = 6) -> nn.Module:
+    """The fusion that `config.msn` names, of so many maps."""
+    if config.msn == "weighted":
         return WeightedSum(maps)
-    return SegmentationNetwork(maps, config.fusion_width, config.fusion_perceptions, config.fusion_attention)
+    return MSN(maps, config.msn_width, config.msn_perceptions, config.msn_attention)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alterations import fusion_view
+from .alterations import altered_view
 from .config import Config
 from .losses import Features, msn_loss, resize_mask
 from .model import DMDD
-from .msn import build_fusion
+from .msn import build_msn
 from .utils import Progress, autocast
 
 
@@ -26,10 +26,10 @@ class KeptMaps(NamedTuple):
     masks: Tensor
 
 
-def fusion_loss(fusion: nn.Module, maps: Tensor, mask: Tensor, config: Config) -> Tensor:
+def loss_on_maps(network: nn.Module, maps: Tensor, mask: Tensor, config: Config) -> Tensor:
     """L_MSN of calibrated maps (2 B, K, h, w), of normal and then of damaged views, on their masks
     (2 B, H, W)."""
-    return msn_loss(fusion(maps).logits, mask, config.fusion_loss)
+    return msn_loss(network(maps).logits, mask, config.msn_loss)
 
 
 @torch.no_grad()
@@ -41,8 +41,8 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
         for number in range(batches):
             batch = pairs.batch(number)
             with autocast(batch.normal.device, model.config.precision):
-                views = [batch.normal, fusion_view(batch, model.config, number)]
-                seen = fusion_inputs(model, views, [model.teacher(view) for view in views])
+                views = [batch.normal, altered_view(batch, model.config, number)]
+                seen = msn_inputs(model, views, [model.teacher(view) for view in views])
             share = resize_mask(batch.mask, seen.shape[2:])
             maps.append(seen.half())
             masks.append(torch.cat((torch.zeros_like(share), share)))
@@ -51,30 +51,30 @@ def keep_maps(model: DMDD, pairs, batches: int, progress: bool = True) -> KeptMa
 
 
 @torch.no_grad()
-def fusion_inputs(model: DMDD, views: list[Tensor], features: list[Features]) -> Tensor:
+def msn_inputs(model: DMDD, views: list[Tensor], features: list[Features]) -> Tensor:
     """Calibrated maps (2 B, K, h, w) of the normal and the damaged views (B, 3, H, W), whose teacher features
     these are."""
     branches = [model.branch_maps(*view) for view in zip(views, features, strict=True)]
     return torch.cat([model.calibration(sum(of_view, ())).maps for of_view in branches])
 
 
-def train_fusion(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:
+def train_msn(config: Config, kept: KeptMaps, passes: int = 1, progress: bool = True) -> nn.Module:
     """A new fusion, as `config` describes it, trained for so many passes over the kept maps, varied anew in
-    each, at `fusion_learning_rate`, decayed to zero. The same seed gives the same start to every fusion."""
+    each, at `msn_learning_rate`, decayed to zero. The same seed gives the same start to every fusion."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        fusion = build_fusion(config, kept.maps.shape[2])
-    fusion.to(kept.maps.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(fusion.parameters(), config.fusion_learning_rate, config.betas)
+        network = build_msn(config, kept.maps.shape[2])
+    network.to(kept.maps.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), config.msn_learning_rate, config.betas)
     steps = passes * len(kept.maps)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with Progress(steps, "training the fusion", enabled=progress) as bar:
+    with Progress(steps, "training the MSN", enabled=progress) as bar:
         for iteration in range(steps):
             maps, masks = (values[iteration % len(kept.maps)] for values in kept)
             maps = maps.float().contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad(set_to_none=True)
-            fusion_loss(fusion, maps, masks, config).backward()
+            loss_on_maps(network, maps, masks, config).backward()
             optimizer.step()
             decay.step()
             bar.update(iteration + 1)
-    return fusion.eval()
+    return network.eval()

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .alterations import fusion_view
+from .alterations import altered_view
 from .checkpoints import FORMAT, TrainingError
 from .config import Config, differences
 from .data.images import send
 from .losses import AimLoss, Features, aim_loss, ngm_loss
 from .model import DMDD
-from .msn_training import fusion_inputs, fusion_loss
+from .msn_training import loss_on_maps, msn_inputs
 from .pairs import Pairs
 from .plus.statistics import channel_moments, mean_features
 from .student import set_prior, start_at_statistics
@@ -88,7 +88,7 @@ class Trainer:
         self.pairs = PairSource(config, data)
         self.optimizers = {
             "student": _adam(self.model.student, config.learning_rate, config.betas),
-            "fusion": _adam(self.model.fusion, config.fusion_learning_rate, config.betas),
+            "msn": _adam(self.model.msn, config.msn_learning_rate, config.betas),
         }
         self.networks = self._networks()
         self.untried = {False, True} if config.compile else set()  # stages (fusing?) yet to be compiled
@@ -119,7 +119,7 @@ class Trainer:
 
         learn: also accumulate gradients.
         """
-        return (self._fusion_losses if self.fusing else self._student_losses)(pairs, index, learn)
+        return (self._msn_losses if self.fusing else self._student_losses)(pairs, index, learn)
 
     def _student_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
         """Batch norm sees either view on its own, and the gradients come one view after the other: the same
@@ -138,13 +138,13 @@ class Trainer:
         ngm, aim = sum(view.ngm for view in found), sum(view.aim.total for view in found)
         return Losses(ngm, aim, self._unknown(), found[-1].aim.inside, found[-1].aim.outside)
 
-    def _fusion_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
-        config, views = self.config, [pairs.normal, fusion_view(pairs, self.config, self.iteration)]
+    def _msn_losses(self, pairs: Pairs, index: Tensor | None, learn: bool) -> Losses:
+        config, views = self.config, [pairs.normal, altered_view(pairs, self.config, self.iteration)]
         masks = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
         with autocast(self.device, config.precision):
-            maps = fusion_inputs(self.model, views, self.teacher_features(views, index))
+            maps = msn_inputs(self.model, views, self.teacher_features(views, index))
         with autocast(self.device, config.precision):
-            msn = fusion_loss(self.networks["fusion"], maps, masks, config)
+            msn = loss_on_maps(self.networks["msn"], maps, masks, config)
         if learn:
             msn.backward()
         return Losses(self._unknown(), self._unknown(), msn, self._unknown(), self._unknown())
@@ -164,7 +164,7 @@ class Trainer:
         if self.fusing and self.model.training:
             self.finish_student()
         for name, optimizer in self.optimizers.items():
-            base = self.config.learning_rate if name == "student" else self.config.fusion_learning_rate
+            base = self.config.learning_rate if name == "student" else self.config.msn_learning_rate
             for group in optimizer.param_groups:
                 group["lr"] = base * learning_rate_factor(self.config, self.iteration)
             optimizer.zero_grad(set_to_none=True)
@@ -174,7 +174,7 @@ class Trainer:
         losses = self._compiled_losses(pairs, index) if trial else self.losses(pairs, index, True)
         if self.config.clip_norm and not self.fusing:
             torch.nn.utils.clip_grad_norm_(self.model.student.parameters(), self.config.clip_norm)
-        self.optimizers["fusion" if self.fusing else "student"].step()
+        self.optimizers["msn" if self.fusing else "student"].step()
         self.iteration += 1
         return Losses(*(loss.detach() for loss in losses))
 
@@ -202,7 +202,7 @@ class Trainer:
         return {
             "teacher": self.model.teacher,
             "distillation": Distillation(self.config, self.model.student),
-            "fusion": self.model.fusion,
+            "msn": self.model.msn,
         }
 
     def state(self) -> dict:
@@ -215,7 +215,7 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "student": self.model.student.state_dict(),
-            "fusion": self.model.fusion.state_dict(),
+            "msn": self.model.msn.state_dict(),
             "calibration": self.model.calibration.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
@@ -232,7 +232,7 @@ class Trainer:
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [list(row) for row in state["history"]]
         self.model.student.load_state_dict(state["student"])
-        self.model.fusion.load_state_dict(state["fusion"])
+        self.model.msn.load_state_dict(state["msn"])
         self.model.calibration.load_state_dict(state["calibration"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])

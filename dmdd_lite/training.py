@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .alterations import alter
 from .checkpoints import (
     CHECKPOINT,
     TrainingError,
@@ -22,16 +21,13 @@ from .checkpoints import (
     save_finished,
 )
 from .config import Config, student_differences
-from .data.images import unit_range
 from .detector import Detector
-from .losses import resize_mask
 from .model import DMDD, build_model
-from .pairs import PairSynthesizer, step_generator
 from .student import is_standardised
 from .teacher import Teacher, build_teacher
 from .trainer import Losses, Trainer, learning_rate_factor
 from .training_data import PairSource, TrainingData, load_training_data
-from .utils import Progress, autocast, resolve_device
+from .utils import Progress, resolve_device
 
 __all__ = [
     "LossReader",
@@ -42,7 +38,7 @@ __all__ = [
     "TrainingError",
     "learning_rate_factor",
     "load_training_data",
-    "refit_fusion",
+    "refit_msn",
     "run",
     "snapshot",
     "train",
@@ -112,7 +108,7 @@ class LossReader:
         for name, value in zip(Losses._fields, row, strict=True):
             off = (name == "msn") == (iteration < config.student_iterations)  # not a loss of this stage
             if not math.isfinite(value) and not off:
-                remedy = _remedy(config, of_fusion=name == "msn")
+                remedy = _remedy(config, of_msn=name == "msn")
                 raise TrainingError(
                     f"L_{name.upper()} is {value} at iteration {iteration}: {remedy}; "
                     "the last checkpoint is intact"
@@ -163,7 +159,7 @@ def run(
 
 def _check_weights(trainer: Trainer):
     """A loss is that before its step: what the newest step made of the weights, no loss has told yet."""
-    networks = trainer.model.student, trainer.model.fusion
+    networks = trainer.model.student, trainer.model.msn
     finite = [values.isfinite().all() for network in networks for values in network.state_dict().values()]
     if not torch.stack(finite).all():
         raise TrainingError(
@@ -172,9 +168,9 @@ def _check_weights(trainer: Trainer):
         )
 
 
-def _remedy(config: Config, of_fusion: bool = False) -> str:
-    if of_fusion:
-        return f"lower fusion_learning_rate (now {config.fusion_learning_rate})"
+def _remedy(config: Config, of_msn: bool = False) -> str:
+    if of_msn:
+        return f"lower msn_learning_rate (now {config.msn_learning_rate})"
     return f"lower learning_rate (now {config.learning_rate}) or set clip_norm=1"
 
 
@@ -190,13 +186,11 @@ def snapshot(trainer: Trainer) -> Detector:
 
 
 def _detector(model: DMDD, data: TrainingData) -> Detector:
-    """Levels, the weight of DMDD+ and the threshold from held-out good images, from those of the training
+    """Levels and the threshold from held-out good images, from those of the training
     where none were held out. Raises TrainingError if their scores are not finite."""
     trained_on = not len(data.held_out)
     good = data.images if trained_on else data.held_out
     model.eval().calibrate(good, trained_on)
-    if model.plus is not None:
-        model.plus.choose(altered_maps(model, good, trained_on))
     detector = Detector.calibrated(model, good, trained_on)
     if not math.isfinite(detector.threshold):
         raise TrainingError(
@@ -204,26 +198,6 @@ def _detector(model: DMDD, data: TrainingData) -> Detector:
             f"{_remedy(model.config)}, in another output folder"
         )
     return detector
-
-
-@torch.no_grad()
-def altered_maps(model: DMDD, good: torch.Tensor, trained_on: bool, count: int = 64):
-    """Fused maps, position maps and masks, batch by batch, of `count` views of good images, uint8
-    (N, 3, S, S), and of the same with synthetic alterations: what `Plus.choose` chooses by. [ours]"""
-    config, size = model.config, 8
-    synthesizer = PairSynthesizer(config, None)
-    for start in range(0, count, size):
-        rng = step_generator(config.seed, "plus", start, good.device)
-        index = torch.arange(start, start + size, device=good.device) % len(good)
-        normal = unit_range(good[index], good.device)
-        mask = synthesizer(normal, None, rng).mask
-        views = [normal, alter(normal, mask, rng).contiguous(memory_format=torch.channels_last)]
-        with autocast(good.device, config.precision):
-            features = [model.teacher(view) for view in views]
-            own = features[0] if trained_on else None
-            for view, seen, area in zip(views, features, (torch.zeros_like(mask), mask), strict=True):
-                output = model.of_features(view, seen, own)
-                yield output.fused, output.position, resize_mask(area, output.fused.shape[1:]) > 0.5
 
 
 def train(
@@ -275,7 +249,7 @@ def train(
     return _result(config, *finished)
 
 
-def refit_fusion(
+def refit_msn(
     detector: Detector,
     config: Config,
     data_root: str | Path,

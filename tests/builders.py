@@ -67,8 +67,8 @@ def tiny_config(**changes):
         "batch_size": 2,
         "student_blocks": (1, 1, 1),
         "student_width": 16,
-        "fusion_width": 4,
-        "fusion_start": 0.5,
+        "msn_width": 4,
+        "msn_start": 0.5,
         "precision": "float32",
     }
     return Config(**{**options, **changes})

@@ -24,7 +24,7 @@ from dmdd_lite.training import train
 ROOT = Path(__file__).parent.parent
 TINY = (
     "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 3 --batch-size 2 --set "
-    'student_blocks=[1,1,1] student_width=16 fusion_width=4 fusion_start=0.3 precision="float32" --device cpu'
+    'student_blocks=[1,1,1] student_width=16 msn_width=4 msn_start=0.3 precision="float32" --device cpu'
 )
 ROWS = ("--rows", "full", "plain", "sigma_2", "--seeds", "0", "1")
 ENDS = ("csv", "md", "png")
@@ -149,7 +149,7 @@ def test_a_later_scoring_row_trains_nothing(bench, root, copied, here, monkeypat
     assert bench.ablation.main(arguments(root, copied, "--rows", "full", "skip_0")) == 0
     assert here.names == ["full_bracket_seed0"]
     assert result(copied, "full") == before
-    assert result(copied, "skip_0")["config"] == {**before["config"], "fusion_skip": 0.0}
+    assert result(copied, "skip_0")["config"] == {**before["config"], "msn_skip": 0.0}
 
 
 @pytest.mark.slow
@@ -178,9 +178,9 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(bench, root, grid, tmp_p
     [
         ("sigma_2", {"smoothing_sigma": 2.0}),
         ("score_top", {"score_rule": "top"}),
-        ("skip_0", {"fusion_skip": 0.0}),
-        ("summed", {"fusion_skip": 1.0}),
-        ("no_attention", {"fusion_attention": ()}),
+        ("skip_0", {"msn_skip": 0.0}),
+        ("summed", {"msn_skip": 1.0}),
+        ("no_attention", {"msn_attention": ()}),
         ("no_position", {"position_maps": False}),
     ],
 )
@@ -256,7 +256,7 @@ def test_mixed_textures_are_the_folders_and_its_own(bench, root, tmp_path):
 def test_a_training_that_fails_and_a_call_that_is_killed(root, tmp_path):
     """The real thing; the killed call's training ends with it, and the next call resumes it."""
     words = arguments(
-        root, tmp_path / "fails", "--rows", "full", "--set", "learning_rate=1e30", "fusion_start=1.0"
+        root, tmp_path / "fails", "--rows", "full", "--set", "learning_rate=1e30", "msn_start=1.0"
     )
     command = [sys.executable, ROOT / "benchmarks" / "ablation.py", *words]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -312,17 +312,17 @@ def test_tables_hold_the_numbers_of_the_files(bench, tmp_path):
     table = bench.ablation_report.quality_table(results, "two")
     assert table.loc["full", "AUPRO"] == f"{np.mean(aupro):.2f} ± {np.std(aupro, ddof=1):.2f}"
     assert list(table.index) == ["plain", "full"]
-    assert table.loc["plain", ["seeds", "core recall", "seconds"]].tolist() == [3, "-", "11 ± 1"]
+    assert table.loc["plain", ["seeds", "centre recall", "seconds"]].tolist() == [3, "-", "11 ± 1"]
     assert table.loc["full", "AUPRO"] in text.partition("## two: fused map")[2]
 
     behind = []
     for seed in range(3):
         maps = {of: m["pixel_ap"] for of, m in values["plain", "one", seed]["metrics"].items()}
         behind.append(100 * (maps["normality"] - maps["fused"]))
-    cell = bench.ablation_report.fusion_table(results, "one").loc["plain", "behind: pixel AP"]
+    cell = bench.ablation_report.msn_table(results, "one").loc["plain", "behind: pixel AP"]
     assert cell == f"{np.mean(behind):.2f} ± {np.std(behind, ddof=1):.2f}"
     summed = np.mean([100 * values["plain", "one", s]["metrics"]["sum"]["image_auroc"] for s in range(3)])
-    cell = bench.ablation_report.fusion_table(results, "one").loc["plain", "sum: image AUROC"]
+    cell = bench.ablation_report.msn_table(results, "one").loc["plain", "sum: image AUROC"]
     assert cell.startswith(f"{summed:.2f} ± ")
 
     tidy = pd.read_csv(tmp_path / "made.csv")

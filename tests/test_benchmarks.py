@@ -20,7 +20,7 @@ from dmdd_lite.utils import describe, resolve_device
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = SimpleNamespace(  # run_all's defaults
-    peer=None,
+    baseline=None,
     data="data/mvtec_ad/bottle",
     textures="data/dtd/images",
     teacher_weights="mobilenetv2_100.safetensors",
@@ -71,15 +71,17 @@ def numbers(values, place=()):
 @pytest.mark.slow
 def test_training_step_beside_another_checkout(tmp_path):
     arguments = f"{TEACHER} --batch 2 --images 4 --iterations 4 --turns 2 --precision float32"
-    arguments += f" --set student_blocks=[1,1,1],fusion_width=4 --peer {ROOT} --variant less:student_width=16"
+    arguments += (
+        f" --set student_blocks=[1,1,1],msn_width=4 --baseline {ROOT} --variant less:student_width=16"
+    )
     ways = measured(tmp_path, "training_step.py", arguments)[0]["ways"]
-    assert list(ways) == ["peer", "less"]
+    assert list(ways) == ["baseline", "less"]
     # as narrow as the variant, with the stages of a long training
-    pair = pair_operations(tiny_config(fusion_start=Config().fusion_start, iterations=5000))
+    pair = pair_operations(tiny_config(msn_start=Config().msn_start, iterations=5000))
     floor, less = ways["less"]["floor"], ways["less"]
     assert (floor["operations"], floor["computed"]) == (2 * pair.total, 2 * (pair.total - pair.teacher // 2))
     assert sum(less["parts"].values()) == pytest.approx(less["seconds"])
-    assert less["times_first"] == pytest.approx(ways["peer"]["seconds"] / less["seconds"])
+    assert less["times_first"] == pytest.approx(ways["baseline"]["seconds"] / less["seconds"])
 
 
 @pytest.mark.slow
@@ -93,20 +95,20 @@ def test_inference_and_synthesis(tmp_path):
 
 
 @pytest.mark.slow
-def test_metrics_beside_their_peers(tmp_path):
+def test_metrics_beside_other_implementations(tmp_path):
     rows = measured(tmp_path, "metrics.py", "--maps 8 --size 64 --repeat 1")[0]["rows"]
-    peers = {name: row for name, row in rows.items() if "peer_of" in row}
-    for name, row in peers.items():
-        assert row["value"] - row["difference"] == pytest.approx(rows[row["peer_of"]]["value"])
+    baselines = {name: row for name, row in rows.items() if "baseline_of" in row}
+    for name, row in baselines.items():
+        assert row["value"] - row["difference"] == pytest.approx(rows[row["baseline_of"]]["value"])
         assert abs(row["difference"]) < (0.05 if "200 thresholds" in name else 1e-6)
     known = {"pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"}
-    assert {row["peer_of"] for row in peers.values()} == known
+    assert {row["baseline_of"] for row in baselines.values()} == known
 
 
 @pytest.mark.slow
 def test_a_whole_run_beside_itself_on_another_machine(tmp_path, root, scripts):
     whole_run = import_module("whole_run")
-    fields = "student_blocks=[1,1,1],student_width=16,fusion_width=4"
+    fields = "student_blocks=[1,1,1],student_width=16,msn_width=4"
     arguments = f"--data {root}/lever --teacher test_resnet --teacher-weights random --size 64"
     arguments += f" --iterations 6 --batch 2 --device cpu --set {fields}"
     found, text = measured(tmp_path, "whole_run.py", arguments)
@@ -137,7 +139,7 @@ out = sys.argv[sys.argv.index("--out") + 1]
 with open(os.path.join(os.path.dirname(__file__), "ran.txt"), "a") as file:
     file.write(os.path.basename(out)[-6] + "\\n")
 rows = {name: {"seconds": s, "value": 0.5, "mb": 1.0} for name, s in (("aupro", 0.1), ("RD4AD", 2.0))}
-rows["RD4AD"] |= {"peer_of": "aupro", "times_ours": 20.0}
+rows["RD4AD"] |= {"baseline_of": "aupro", "times_ours": 20.0}
 words = [word for word in sys.argv[1:] if word not in ("--out", out)]
 found = {"command": " ".join(["python", "benchmarks/good.py", *words]), "device": os.environ["DEVICE"]}
 found |= {"threads": 1, "versions": {"torch": "2"}, "goals": {"times_faster": 5}, "rows": rows}

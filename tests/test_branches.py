@@ -70,7 +70,7 @@ def test_a_branch_that_copies_is_told(branches, model, pairs, column, row, monke
 
 def test_one_repeated_batch_is_learned(root, pairs):
     """A departs inside and stays near outside, N restores: where these fail, so would any training."""
-    changes = {"iterations": 160, "fusion_start": 1.0, "position_maps": False, "batch_size": 4}
+    changes = {"iterations": 160, "msn_start": 1.0, "position_maps": False, "batch_size": 4}
     data = training.load_training_data(tiny_config(**changes), root, "lever", progress=False)
     trainer = training.Trainer(tiny_config(**changes), tiny_model(**changes), data)
     trainer.known = None  # its normal images are none of these

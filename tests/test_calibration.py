@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from builders import random_images, tiny_model
-from sklearn.metrics import average_precision_score
 
 from dmdd_lite.msn import Calibration
-from dmdd_lite.plus.mix import WEIGHTS, Plus
+from dmdd_lite.plus.mix import Plus
 
 
 def flat(*values: float) -> tuple[torch.Tensor, ...]:
@@ -67,22 +66,3 @@ def test_plus_by_hand(weight):
     above = [0.6 * math.log((d + 0.05) / 1.05) for d in (2.0, 3.0)]
     expected = (1 - weight) * math.log(0.7 / 0.3) + weight * (sum(above) - 3)
     torch.testing.assert_close(found.logit(), torch.full((1, 4, 4), expected))
-
-
-@pytest.mark.parametrize("teller", ["fused", "position"])
-def test_the_weight_goes_to_the_map_that_finds_the_damage(teller):
-    """The other one is noise; the chosen weight has the highest AP of all."""
-    rng, plus = torch.Generator().manual_seed(0), Plus(3)
-    mask = torch.rand(8, 16, 16, generator=rng) < 0.1
-    noise = [0.2 + 0.6 * torch.rand(8, 16, 16, generator=rng) for _ in range(4)]
-    fused = noise[0] + 0.15 * mask * (teller == "fused")
-    position = tuple(n + 2.0 * mask * (teller == "position") for n in noise[1:])
-    halves = [(fused[h], tuple(m[h] for m in position), mask[h]) for h in (slice(0, 4), slice(4, 8))]
-    chosen = plus.choose(halves)
-    assert (chosen < 0.5) == (teller == "fused")
-
-    def ap(weight):
-        plus.weight.fill_(weight)
-        return average_precision_score(mask.flatten(), plus(fused, position).flatten())
-
-    assert ap(chosen) == pytest.approx(max(ap(w) for w in WEIGHTS), abs=1e-4)

@@ -18,12 +18,12 @@ README = Path(__file__).parent.parent / "README.md"
         ("aim_weight", float("nan"), "aim_weight must be at least 0"),
         ("learning_rate", float("inf"), "finite"),
         ("student", "transformer", "of 'encoder', 'decoder', got 'transformer'"),
-        ("fusion_attention", ("channel", "psychic"), "of 'channel'"),
+        ("msn_attention", ("channel", "psychic"), "of 'channel'"),
         ("opacity", (0.9, 0.2), "increasing pair"),
         ("perlin_scales", (3, 3), "perlin_scales"),
         ("holdout", 0.9, "at most 0.5"),
         ("branches", ("normality", "normality"), "one or both branches once"),
-        ("pairs", False, r"goes with branches=\('normality',\) and fusion_start=1"),
+        ("pairs", False, r"goes with branches=\('normality',\) and msn_start=1"),
         ("iterations", 1.5, "iterations must be"),
         ("teacher", None, "teacher must be"),
     ],
@@ -54,9 +54,9 @@ def test_every_field_has_its_origin_and_readme_lists_them():
     [
         ({"iterations": 300}, 225),
         ({"iterations": 5000}, 4800),
-        ({"iterations": 5000, "fusion_iterations": 5000}, 3750),
-        ({"iterations": 300, "fusion_iterations": 50}, 250),
-        ({"iterations": 5000, "fusion_start": 1.0}, 5000),
+        ({"iterations": 5000, "msn_iterations": 5000}, 3750),
+        ({"iterations": 300, "msn_iterations": 50}, 250),
+        ({"iterations": 5000, "msn_start": 1.0}, 5000),
     ],
 )
 def test_iterations_of_the_student_are_those_that_the_fusion_leaves(changes, student):

@@ -44,12 +44,12 @@ def test_operations_are_those_of_convolutions_and_of_the_positions_products(chan
 
 def test_a_pair_costs_what_its_stage_takes():
     """The student is not trained in the fusion's stage, nor the fusion in the student's."""
-    none, half, all_ = (pair_operations(tiny_config(fusion_start=share)) for share in (0.0, 0.5, 1.0))
+    none, half, all_ = (pair_operations(tiny_config(msn_start=share)) for share in (0.0, 0.5, 1.0))
     assert none.teacher == half.teacher == all_.teacher
-    assert all_.fusion == 0 < none.fusion
+    assert all_.msn == 0 < none.msn
     assert 2 * none.student < all_.student < 4 * none.student  # backward is about twice forward
     assert half.student == pytest.approx((none.student + all_.student) / 2, abs=1)
-    assert half.fusion == pytest.approx(none.fusion / 2, abs=1)
-    assert half.total == half.teacher + half.student + half.fusion
+    assert half.msn == pytest.approx(none.msn / 2, abs=1)
+    assert half.total == half.teacher + half.student + half.msn
     large = pair_operations(tiny_config(image_size=128))
     assert large.total == pytest.approx(4 * half.total, rel=0.02)

@@ -99,9 +99,9 @@ NEWER = json.dumps({"format": FORMAT, "config": {"new": 1}, "threshold": 1})
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda f: break_weights(f, lambda s: s.pop("fusion.gain")), "1 tensors are missing.*fusion.gain"),
+        (lambda f: break_weights(f, lambda s: s.pop("msn.gain")), "1 tensors are missing.*msn.gain"),
         (lambda f: break_weights(f, lambda s: s.update(extra=torch.ones(2))), "extra"),
-        (lambda f: break_weights(f, lambda s: s.update({"fusion.gain": torch.ones(3)})), "another shape"),
+        (lambda f: break_weights(f, lambda s: s.update({"msn.gain": torch.ones(3)})), "another shape"),
         (lambda f: (f / "model.safetensors").write_bytes(b"pickle?"), "cannot be read"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
         (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
@@ -116,14 +116,14 @@ def test_files_that_do_not_fit_are_named(saved, spoil, message):
 
 def test_weights_of_another_training_are_noticed(saved):
     """As after a kill between the two files of a save over another detector. Those saved before name none."""
-    break_weights(saved, lambda state: state["fusion.gain"].add_(1))
+    break_weights(saved, lambda state: state["msn.gain"].add_(1))
     with pytest.raises(DetectorError, match=r"config\.json was written for; both files must come from"):
         Detector.load(saved, "cpu")
     settings = json.loads((saved / "config.json").read_text())
     del settings["sha256"]
     (saved / "config.json").write_text(json.dumps(settings))
-    loaded = Detector.load(saved, "cpu").model.state_dict()["fusion.gain"]
-    assert torch.equal(loaded, load_file(saved / "model.safetensors")["fusion.gain"])
+    loaded = Detector.load(saved, "cpu").model.state_dict()["msn.gain"]
+    assert torch.equal(loaded, load_file(saved / "model.safetensors")["msn.gain"])
 
 
 def test_wrong_folders_and_files(detector, tmp_path):

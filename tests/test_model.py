@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from dmdd_lite.losses import aim_loss, ngm_loss
 from dmdd_lite.model import MAP_NAMES, full_size_maps, image_scores, map_names, smooth
-from dmdd_lite.msn import ATTENTIONS, SegmentationNetwork
+from dmdd_lite.msn import ATTENTIONS, MSN
 from dmdd_lite.student import Decoupling
 
 STUDENTS = pytest.mark.parametrize("student", ["encoder", "decoder"])
@@ -78,7 +78,7 @@ def test_losses_train_all_of_the_student_and_never_the_teacher(student):
 
 @pytest.mark.parametrize("attention", [(), *((name,) for name in ATTENTIONS), tuple(ATTENTIONS)])
 def test_untrained_fusion_is_an_increasing_function_of_the_mean_and_learns(attention):
-    network, maps = SegmentationNetwork(attentions=attention), torch.rand(3, 6, 16, 16) * 2
+    network, maps = MSN(attentions=attention), torch.rand(3, 6, 16, 16) * 2
     output = network(maps)
     torch.testing.assert_close(output.weights, torch.ones_like(maps))
     assert network.gain > 0
@@ -93,12 +93,12 @@ def test_untrained_fusion_is_an_increasing_function_of_the_mean_and_learns(atten
 
 @pytest.mark.parametrize("skip", [0.0, 0.3, 1.0])
 def test_the_fused_map_mixes_the_network_and_the_plain_mean_of_distances(skip):
-    model = tiny_model(fusion_skip=skip).eval()
-    torch.nn.init.normal_(model.fusion.reweight.weight)
+    model = tiny_model(msn_skip=skip).eval()
+    torch.nn.init.normal_(model.msn.reweight.weight)
     model.calibrate(random_images(5))
     with torch.no_grad():
         output = model(torch.rand(2, 3, 64, 64))
-        logits = model.fusion(output.maps).logits
+        logits = model.msn(output.maps).logits
     maps = [*output.normality, *output.abnormality]
     mean = sum(enlarged(m, 16) for m in maps) / 6
     plain = 10 * (mean - model.calibration.distance) - 3

@@ -69,7 +69,7 @@ def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
     make_category(tmp_path, count=4)
     trainers = {}
     for name, iterations in (("short", 3), ("long", 5)):
-        config = tiny_config(iterations=iterations, fusion_start=1.0)
+        config = tiny_config(iterations=iterations, msn_start=1.0)
         data = training.load_training_data(config, tmp_path, "nut", progress=False)
         trainers[name] = training.Trainer(config, tiny_model(**config.to_dict()), data)
     *_, rows = probes.watch(trainers, pairs, every=2)

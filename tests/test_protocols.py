@@ -16,7 +16,7 @@ from dmdd_lite.training import snapshot
 
 TINY = (
     "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 5 --batch-size 2 --set "
-    'student_blocks=[1,1,1] student_width=16 fusion_width=4 fusion_start=0.5 precision="float32" --device cpu'
+    'student_blocks=[1,1,1] student_width=16 msn_width=4 msn_start=0.5 precision="float32" --device cpu'
 )
 
 

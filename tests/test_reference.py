@@ -59,12 +59,12 @@ def test_every_method_tells_its_protocol_and_the_paper_has_no_more_than_its_abst
         assert paper[metric].item() == pytest.approx(100 * value)
 
 
-def test_peers_are_averaged_over_our_categories_and_the_paper_waits_for_all_fifteen():
+def test_baselines_are_averaged_over_our_categories_and_the_paper_waits_for_all_fifteen():
     part = category_table(results_of(("cable", "toothbrush")))
     assert part["CDO image/pixel/PRO"][1:].tolist() == ["96.67/98.99/91.37", "98.12/98.25/91.71"]
     assert set(part["DMDD (paper) pixel/PRO"]) == {"-"}
     whole = category_table(results_of(MVTEC_CATEGORIES))
     assert whole.loc["mean of 15", "DMDD (paper) pixel/PRO"] == "98.85/96.13"
     assert whole.loc["pill", "ours image_auroc"] == "90.50 ± 0.71"
-    other = category_table(results_of(("cable", "pcb")))  # no peer's number for a category that is not theirs
+    other = category_table(results_of(("cable", "pcb")))  # which baselines do not have
     assert set(other.loc[["pcb", "mean of 2"], "CDO image/pixel/PRO"]) == {"-"}

@@ -199,7 +199,7 @@ def test_a_failing_run_stops_no_other_and_is_tried_again_alone(given, tmp_path, 
     assert "[1/1] pcb_seed0: image_auroc 75.00, pixel_auroc 75.00, aupro 75.00, 1.5 minutes" in told
     assert set(pd.read_csv(tmp_path / "results.csv")["category"]) == {"fabric", "pcb"}
     assert "| mean of 2  | 2 " in (tmp_path / "results.md").read_text()
-    assert (tmp_path / "figures/05_peers.png").stat().st_size <= 150_000
+    assert (tmp_path / "figures/05_baselines.png").stat().st_size <= 150_000
     assert main(given) == 0  # nothing is left to do
     assert written(tmp_path) == ["fabric_seed0", "pcb_seed0"]
 

@@ -128,7 +128,7 @@ def test_another_or_a_broken_run_is_refused_by_name(
 @pytest.mark.parametrize(
     "loss, sound, told",
     [("ngm_loss", 4, "L_NGM is nan at iteration 2: lower learning_rate"),
-     ("fusion_loss", 1, "L_MSN is nan at iteration 4: lower fusion_learning_rate")],
+     ("loss_on_maps", 1, "L_MSN is nan at iteration 4: lower msn_learning_rate")],
 )  # fmt: skip
 def test_nan_stops_with_a_remedy_and_keeps_the_last_checkpoint(
     root, tmp_path, monkeypatch, loss, sound, told
@@ -176,7 +176,7 @@ def test_teacher_parameters_and_buffers_survive_training(root, whole):
 
 
 def test_plain_distillation_fits_the_normal_view_alone(data):
-    trainer = make_trainer(data, branches=("normality",), pairs=False, fusion_start=1.0)
+    trainer = make_trainer(data, branches=("normality",), pairs=False, msn_start=1.0)
     pairs, seen = trainer.pairs.batch(0), []
     trainer.model.student.register_forward_hook(lambda *_: seen.append(_[2].normality))
     losses, features = trainer.losses(pairs), trainer.model.teacher(pairs.normal)
@@ -209,13 +209,13 @@ def test_either_view_has_its_own_batch_statistics(data):
 
 def test_stage_2_starts_at_the_levels_of_the_training_images_and_sees_alterations(data):
     """Logarithms of their maps are 0 on average; the fusion is shown altered views instead of textures."""
-    trainer = make_trainer(data, fusion_start=0.0)
+    trainer = make_trainer(data, msn_start=0.0)
     trainer.finish_student()
     model, pairs, seen = trainer.model, trainer.pairs.batch(1), []
     with torch.no_grad():
         levels = model(data.images.float() / 255).maps.mean((0, 2, 3))
     torch.testing.assert_close(levels, torch.zeros(6), rtol=0, atol=1e-4)
-    model.fusion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.msn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trainer.iteration = 1
     trainer.losses(pairs)
     altered = alter(pairs.normal, pairs.mask, step_generator(trainer.config.seed, "alterations", 1))
@@ -227,7 +227,7 @@ def test_stage_2_starts_at_the_levels_of_the_training_images_and_sees_alteration
 def test_the_student_learns_before_the_fusion_and_is_left_alone_by_it(data):
     """Weights and batch norm's statistics of either network change in its own stage only."""
     trainer = make_trainer(data)
-    networks = trainer.model.student, trainer.model.fusion
+    networks = trainer.model.student, trainer.model.msn
     for _ in range(2):
         before = [state_of(network) for network in networks]
         for _ in range(3):
@@ -241,17 +241,17 @@ def test_the_student_learns_before_the_fusion_and_is_left_alone_by_it(data):
 @pytest.mark.parametrize(
     "change",
     [
-        {"fusion_attention": ("self",), "fusion_skip": 0.1, "smoothing_sigma": 2.0},
+        {"msn_attention": ("self",), "msn_skip": 0.1, "smoothing_sigma": 2.0},
         {"position_channels": 5, "position_context": 0},
         {"position_maps": False},
-        {"iterations": 12, "fusion_start": 0.25},
-        {"fusion_start": 1.0, "iterations": 3},
+        {"iterations": 12, "msn_start": 0.25},
+        {"msn_start": 1.0, "iterations": 3},
     ],
 )
 def test_a_fusion_refitted_is_that_of_a_whole_training(root, whole, change):
     expected = train_tiny(root, **change)
     config = tiny_config(**change)
-    found = training.refit_fusion(whole.detector, config, root, "lever", device="cpu", progress=False)
+    found = training.refit_msn(whole.detector, config, root, "lever", device="cpu", progress=False)
     assert same_state(expected.detector.model, found.detector.model)
     assert expected.detector.threshold == found.detector.threshold
     learned = expected.history[expected.history["iteration"] >= 3].reset_index(drop=True)
@@ -263,12 +263,12 @@ def test_a_fusion_refitted_is_that_of_a_whole_training(root, whole, change):
     [
         ({"aim_weight": 3.0}, "aim_weight: 1.0 -> 3.0"),
         ({"iterations": 60}, "student_iterations: 3 -> 30"),
-        ({"fusion_start": 1.0, "seed": 1}, "seed: 0 -> 1; student_iterations: 3 -> 6"),
+        ({"msn_start": 1.0, "seed": 1}, "seed: 0 -> 1; student_iterations: 3 -> 6"),
     ],
 )
 def test_a_fusion_is_not_refitted_for_another_student(root, whole, change, told):
     with pytest.raises(ValueError, match=rf"another student than the detector's \({told}\)"):
-        training.refit_fusion(whole.detector, tiny_config(**change), root, "lever", progress=False)
+        training.refit_msn(whole.detector, tiny_config(**change), root, "lever", progress=False)
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_every_image_once_an_epoch(data):
 
 
 def test_learning_rate_warms_up_then_falls_to_zero_in_either_stage():
-    config = tiny_config(iterations=200, fusion_start=0.5, warmup=0.1)
+    config = tiny_config(iterations=200, msn_start=0.5, warmup=0.1)
     for stage in (range(100), range(100, 200)):
         factors = [learning_rate_factor(config, i) for i in stage]
         assert factors[:11] == pytest.approx([*(k / 10 for k in range(1, 11)), 1.0])
@@ -319,12 +319,12 @@ def test_kept_features_are_the_teachers(root, whole, data, teacher):
 
 
 def gradients(trainer):
-    networks = (trainer.model.student, trainer.model.fusion)
+    networks = (trainer.model.student, trainer.model.msn)
     return [p.grad.clone() for network in networks for p in network.parameters() if p.grad is not None]
 
 
 def test_gradients_view_by_view_are_those_of_all_losses_at_once(data):
-    together, apart = (make_trainer(data, fusion_start=1.0, aim_weight=0.7) for _ in range(2))
+    together, apart = (make_trainer(data, msn_start=1.0, aim_weight=0.7) for _ in range(2))
     pairs = together.pairs.batch(0)
     losses = together.losses(pairs)
     (losses.ngm + 0.7 * losses.aim).backward()

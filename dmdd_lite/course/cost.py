@@ -25,7 +25,7 @@ class Operations(NamedTuple):
 
     teacher: int
     student: int
-    fusion: int
+    msn: int
 
     @property
     def total(self) -> int:
@@ -46,7 +46,7 @@ def pair_operations(config: Config) -> Operations:
     with FlopCounterMode(display=False) as looking, torch.no_grad():
         model.student(images, features)
     with FlopCounterMode(display=False) as fusing:
-        model.fusion(model.calibration(maps).maps).logits.sum().backward()
+        model.msn(model.calibration(maps).maps).logits.sum().backward()
     teach, learn, look, fuse = (c.get_total_flops() for c in (teaching, learning, looking, fusing))
     share = config.student_iterations / config.iterations
     return Operations(teach, round(share * learn + (1 - share) * look), round((1 - share) * fuse))

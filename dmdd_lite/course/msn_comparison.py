@@ -20,8 +20,8 @@ from ..detector import Detector
 from ..evaluation import METRICS, Evaluation
 from ..metrics import evaluate_maps
 from ..model import ModelOutput, full_size_maps, image_scores
-from ..msn import build_fusion, fuse
-from ..msn_training import KeptMaps, train_fusion
+from ..msn import build_msn, fuse
+from ..msn_training import KeptMaps, train_msn
 from ..utils import Progress
 
 MAX_ROWS = 64  # images whose maps are brought to full size at once
@@ -72,23 +72,23 @@ def keep_split(detector: Detector, category: Category, progress: bool = True) ->
 
 
 @torch.no_grad()
-def fuse_again(output: ModelOutput, fusion: nn.Module, skip: float) -> ModelOutput:
+def fuse_again(output: ModelOutput, network: nn.Module, skip: float) -> ModelOutput:
     """The output that the same model would give with another fusion, any module from calibrated maps
-    (N, K, h, w) to a FusionOutput, and another `fusion_skip`; its plus map stays."""
-    found = fusion(output.maps.to(next(fusion.parameters(), output.maps).device))
+    (N, K, h, w) to a MSNOutput, and another `msn_skip`; its plus map stays."""
+    found = network(output.maps.to(next(network.parameters(), output.maps).device))
     return output._replace(fused=fuse(found.logits.cpu(), output.plain, skip), weights=found.weights.cpu())
 
 
-def evaluate_fusion(
-    kept: KeptSplit, fusion: nn.Module, of: Sequence[str] = ("fused",), skip: float | None = None
+def evaluate_msn(
+    kept: KeptSplit, network: nn.Module, of: Sequence[str] = ("fused",), skip: float | None = None
 ) -> Evaluation:
     """`evaluation.evaluate` of the kept maps under another fusion, for the maps named in `of`. skip: instead
-    of the configuration's `fusion_skip`.
+    of the configuration's `msn_skip`.
 
     Its images_per_second is NaN: the images were predicted before.
     """
-    skip = kept.config.fusion_skip if skip is None else skip
-    output, parts = fuse_again(kept.output, fusion, skip), []
+    skip = kept.config.msn_skip if skip is None else skip
+    output, parts = fuse_again(kept.output, network, skip), []
     for start in range(0, len(kept.images), MAX_ROWS):
         rows = slice(start, start + MAX_ROWS)
         part = output.apply(lambda m, rows=rows: m[rows])
@@ -103,7 +103,7 @@ def evaluate_fusion(
     )
 
 
-def train_fusions(
+def train_msns(
     config: Config,
     pairs: KeptMaps,
     variants: dict[str, dict],
@@ -117,12 +117,12 @@ def train_fusions(
     with Progress(len(wanted), "training fusions", enabled=progress) as bar:
         for name, seed in wanted:
             changed = config.replace(**{**variants[name], "seed": seed})
-            trained[name, seed] = train_fusion(changed, pairs, passes, progress=False)
+            trained[name, seed] = train_msn(changed, pairs, passes, progress=False)
             bar.update(len(trained), name)
     return trained
 
 
-def score_fusions(
+def score_msns(
     split: KeptSplit,
     fusions: dict[tuple[str, int], nn.Module],
     skips: Sequence[float],
@@ -132,9 +132,9 @@ def score_fusions(
     one row per variant, skip and seed. The skip is no part of what is trained: one training serves all."""
     rows, total = [], len(fusions) * len(skips)
     with Progress(total, "scoring fusions", enabled=progress) as bar:
-        for (name, seed), fusion in fusions.items():
+        for (name, seed), network in fusions.items():
             for skip in skips:
-                metrics = evaluate_fusion(split, fusion, skip=skip).metrics["fused"]
+                metrics = evaluate_msn(split, network, skip=skip).metrics["fused"]
                 rows.append({"fusion": name, "skip": skip, "seed": seed, **metrics})
                 bar.update(len(rows))
     return pd.DataFrame(rows, columns=["fusion", "skip", "seed", *METRICS])
@@ -148,18 +148,18 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> pd.
     return pd.DataFrame(text, index=mean.index)
 
 
-def with_fusion(detector: Detector, fusion: nn.Module, config: Config, held_out: Tensor) -> Detector:
+def with_msn(detector: Detector, network: nn.Module, config: Config, held_out: Tensor) -> Detector:
     """A copy of the detector with another fusion, the one that `config` describes, and the threshold that
     held-out good images, uint8 (N, 3, S, S), give it.
 
     Raises ValueError when `config` describes another fusion: the detector could be saved but not loaded.
     """
     maps = len(config.branches) * len(detector.model.teacher.info.channels)
-    shapes = [{k: v.shape for k, v in f.state_dict().items()} for f in (fusion, build_fusion(config, maps))]
+    shapes = [{k: v.shape for k, v in f.state_dict().items()} for f in (network, build_msn(config, maps))]
     if shapes[0] != shapes[1]:
         raise ValueError(
             "config describes another fusion than the one given; pass the one it was trained with"
         )
     model = copy.deepcopy(detector.model)
-    model.fusion, model.config = copy.deepcopy(fusion), config
+    model.msn, model.config = copy.deepcopy(network), config
     return Detector.calibrated(model.to(detector.device), held_out)

@@ -1,22 +1,19 @@
 """DMDD+: the fused map of DMDD and the PaDiM statistics of positions, in one map. All of it is ours [ours].
 
 plus = sigmoid((1 - w) logit(fused) + w (GAIN p + BIAS)), where p is the calibrated mean of the position maps
-over the scales. The weight w is chosen on held-out good images with synthetic alterations.
+over the scales and w the WEIGHT.
 
 Legend: B images, H_k x W_k pixels of scale k, H x W the finest map.
 """
 
-from collections.abc import Iterable
-
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from ..losses import Features, stack_maps
 from ..msn import BIAS, GAIN, logarithms
 
 POSITION_FLOOR = 0.05  # added to squared Mahalanobis distances before their logarithm
-WEIGHTS = [w / 10 for w in range(6)]  # of the position maps, which never count more than DMDD
+WEIGHT = 0.2  # of the position maps, against DMDD's fused map
 
 
 class Plus(nn.Module):
@@ -26,7 +23,7 @@ class Plus(nn.Module):
     def __init__(self, scales: int = 3):
         super().__init__()
         self.register_buffer("level", torch.zeros(scales))
-        self.register_buffer("weight", torch.tensor(0.5))
+        self.register_buffer("weight", torch.tensor(WEIGHT))
 
     def forward(self, fused: Tensor, position: Features) -> Tensor:
         return torch.lerp(*self.logits(fused, position), self.weight).sigmoid()
@@ -41,22 +38,3 @@ class Plus(nn.Module):
     def observe(self, position: Features, weight: float = 1.0):
         """Update the levels from maps of good images. weight: of these in the running means, at first 1."""
         self.level.lerp_(torch.stack([m.mean() for m in logarithms(position, POSITION_FLOOR)]), weight)
-
-    @torch.no_grad()
-    def choose(self, batches: Iterable[tuple[Tensor, Features, Tensor]]) -> float:
-        """Set the weight to the one of WEIGHTS with the highest pixel AP and return it.
-
-        batches: fused maps, position maps and masks (B, H, W) bool. Ties go to the smaller weight. It
-        stays as it is without a damaged pixel, and where a map is not finite.
-        """
-        logits, masks = [], []
-        for fused, position, mask in batches:
-            logits.append([part.cpu() for part in self.logits(fused, position)])
-            masks.append(mask.cpu())
-        fused, position = (torch.cat(parts) for parts in zip(*logits, strict=True))
-        mask = torch.cat(masks).flatten().numpy()
-        if mask.any() and fused.isfinite().all() and position.isfinite().all():
-            mixed = (torch.lerp(fused, position, w).flatten().numpy() for w in WEIGHTS)
-            scores = [average_precision_score(mask, values) for values in mixed]
-            self.weight.fill_(WEIGHTS[scores.index(max(scores))])
-        return self.weight.item()

@@ -33,10 +33,10 @@ def by_category(metric: str) -> pd.DataFrame:
 
 
 def category_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
-    """Ours by category, mean ± std over seeds in percent, beside the paper's and the peers' numbers.
+    """Ours by category, mean ± std over seeds in percent, beside the paper's and the baselines' numbers.
 
-    The peers' last row is their mean over the same categories as ours; the paper's number stands in it only
-    when those are all fifteen.
+    The baselines' last row is their mean over the same categories as ours; the paper's number is in it only
+    if these are all fifteen.
     """
     table = results_table(results, of)
     categories = [name for name in table.index if not name.startswith("mean of ")]
@@ -81,12 +81,12 @@ def report(results_dir: str | Path, results: pd.DataFrame, of: str = "fused") ->
     by_seed, by_mean = category_table(results, of), means_table(results, of)
     return "\n\n".join(
         [
-            f"# MVTec AD: ours, map `{of}`, beside the paper's and the peers' numbers",
+            f"# MVTec AD: ours, map `{of}`, beside the paper's and the baselines' numbers",
             f"Percent. Ours: protocol {PROTOCOL}; mean ± standard deviation over the seeds.",
             "\n".join(settings(results_dir)),
             "## By category",
             by_seed.to_markdown(disable_numparse=True),
-            "The last row of the peers is their mean over the same categories as ours.",
+            "The last row of the baselines is their mean over the same categories as ours.",
             "## Means over the categories",
             by_mean.to_markdown(disable_numparse=True),
         ]

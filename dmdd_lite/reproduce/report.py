@@ -3,22 +3,22 @@
 from pathlib import Path
 
 from ..course.figures import save_figure
-from ..course.plots.baselines import plot_peers
+from ..course.plots.baselines import plot_baselines
 from ..evaluation import METRICS, collect_results, results_table
 from ..utils import write_atomically
 from .reference import report
 
 
 def conclude(folder: Path, failed: dict[str, str]) -> str:
-    """Write results.csv, results.md and figures/05_peers.png of all results of the folder; what to tell."""
+    """Write results.csv, results.md and figures/05_baselines.png of the folder's results; the summary."""
     results, told = collect_results(folder), []
     if len(results):
         write_atomically(folder / "results.csv", lambda path: results.to_csv(path, index=False))
-        text = report(folder, results) + "\n\n![by category](figures/05_peers.png)\n"
+        text = report(folder, results) + "\n\n![by category](figures/05_baselines.png)\n"
         write_atomically(folder / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
-        save_figure(plot_peers(results), folder / "figures" / "05_peers.png")
+        save_figure(plot_baselines(results), folder / "figures" / "05_baselines.png")
         told += ["fused map, percent, mean ± std over seeds:", "", table(results, "fused"), ""]
-        told += [f"with the paper's and the peers' numbers: {folder}/results.md, figures/05_peers.png"]
+        told += [f"beside the paper and baselines: {folder}/results.md, figures/05_baselines.png"]
     if failed:
         told += ["", f"{len(failed)} runs failed; the same command tries them again:"]
         told += [f"- {name}: {message}" for name, message in failed.items()]

@@ -65,7 +65,7 @@ def test_wrong_types_and_ranges_are_refused(name):
     {"image_size": 129}, {"image_size": 10**9},
     {"student_blocks": (1, 1)}, {"student_blocks": (1, 0, 1)}, {"student_blocks": (1, 10**6, 1)},
     {"position_pool": (3, True, 5)}, {"position_pool": (3, 3.0, 5)},
-    {"fusion_perceptions": ()}, {"fusion_perceptions": (0,)}, {"fusion_attention": [["channel"]]},
+    {"msn_perceptions": ()}, {"msn_perceptions": (0,)}, {"msn_attention": [["channel"]]},
     {"betas": (0.5, 1.0)}, {"betas": (0.5,)}, {"opacity": (0.9, 0.2)}, {"perlin_scales": (0.5, 2)},
     {"smoothing_sigma": 64.0}, {"seed": 2**63}, {"pairs": False},
 ], ids=str)  # fmt: skip

@@ -174,7 +174,7 @@ def test_what_is_no_file(tmp_path, saved, make):
             Detector.load(saved, "cpu")
 
 
-FIRST, GAIN = "conv1.0.weight", "fusion.gain"  # of test_resnet, of a detector
+FIRST, GAIN = "conv1.0.weight", "msn.gain"  # of test_resnet, of a detector
 CHANGES = {
     "missing": (lambda s, n: s.pop(n), "1 tensors are missing"),
     "nothing there": (lambda s, n: s.clear(), "tensors are missing .*more"),
@@ -225,7 +225,7 @@ EVIL = [  # a field, its value, what is told
     ("config.learning_rate", math.nan, "learning_rate"),
     ("config.image_size", 64 * 10**7, "image_size|network"),
     ("config.student_width", 10**9, "student_width|network"),
-    ("config.fusion_width", 1024, "another shape"),
+    ("config.msn_width", 1024, "another shape"),
     *[("config.teacher", f"{place}evil/x", "evil/x") for place in PLACES],
     *[("config.teacher_options", {name: "evil"}, f"may not hold {name}") for name in LOADING],
     ("config.teacher_options", {"act_layer": "os.system"}, "cannot build"),

@@ -139,7 +139,7 @@ def test_whatever_the_training_images_all_numbers_are_finite(tmp_path, kind):
 def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, rate, iterations, start):
     """The losses of an iteration are those before its step, so that the last one may be the worst."""
     root, out = category_of(tmp_path, noise, 4), tmp_path / "out"
-    config = tiny_config(learning_rate=rate, iterations=iterations, fusion_start=start, position_prior=False)
+    config = tiny_config(learning_rate=rate, iterations=iterations, msn_start=start, position_prior=False)
     with pytest.raises(TrainingError, match="lower learning_rate"):
         train(config, root, "nut", output_dir=out, device="cpu", checkpoint_every=1, progress=False)
     assert not (out / "detector").exists()

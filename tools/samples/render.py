@@ -1,4 +1,4 @@
-"""Render the embedded samples: `python tools/samples/render.py OUT` writes the files of dmdd_lite/data/samples.
+"""Render the embedded samples: `python tools/samples/render.py OUT` writes dmdd_lite/data/samples.
 
 Every picture is rendered from a seed of its own. A defective one and its mask come from one scene that is
 rendered twice, with and without the defect; of the first TWINS of each kind both pictures are written.

@@ -9,15 +9,15 @@ from ..figures import INK, WIDTH, new_figure, styled
 from .panels import ANOMALOUS, GOOD, OTHERS
 
 _TITLES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "PRO"}
-_MARKERS = ("v", "s", "D", "^")  # of the peers, in the order of reference.csv
+_MARKERS = ("v", "s", "D", "^")  # of the baselines, in the order of reference.csv
 
 
 @styled
-def plot_peers(results: pd.DataFrame, of: str = "fused") -> Figure:
+def plot_baselines(results: pd.DataFrame, of: str = "fused") -> Figure:
     """One panel a metric, in percent; a row a category of `results` (as `evaluation.collect_results`): ours
-    with the range over its seeds, the peers that publish it, dashed the mean that the paper states.
+    with the range over its seeds, the baselines that publish it, dashed the mean that the paper states.
 
-    The peers' protocols are their own, see `reference.csv`.
+    The baselines' protocols are their own, see `reference.csv`.
     """
     ours = results[results["map"] == of]
     known = [name for name in MVTEC_CATEGORIES if name in set(ours["category"])]
@@ -42,10 +42,10 @@ def plot_peers(results: pd.DataFrame, of: str = "fused") -> Figure:
 
 
 def _plot_published(ax, metric: str, names: list[str], legend: dict):
-    """The peers' values of these categories, each method in one colour and shape wherever it stands."""
+    """The baselines' values of these categories, each method in one colour and shape wherever it stands."""
     methods = list(by_category("pixel_auroc").columns)
-    peers = by_category(metric).reindex(names).dropna(axis="columns", how="all")
+    baselines = by_category(metric).reindex(names).dropna(axis="columns", how="all")
     for method, marker, colour in zip(methods, _MARKERS, (GOOD, ANOMALOUS, *OTHERS), strict=False):
-        if method in peers:
+        if method in baselines:
             style = {"color": colour, "marker": marker, "markersize": 6, "linestyle": "", "alpha": 0.85}
-            legend[method] = ax.plot(peers[method], range(len(names)), **style)[0]
+            legend[method] = ax.plot(baselines[method], range(len(names)), **style)[0]

@@ -7,21 +7,21 @@ import pytest
 import torch
 from builders import make_category, random_images, same_state, state_of, tiny_config
 
-from dmdd_lite.alterations import fusion_view
+from dmdd_lite.alterations import altered_view
 from dmdd_lite.course.msn_comparison import (
-    evaluate_fusion,
+    evaluate_msn,
     fuse_again,
     keep_output,
     keep_split,
-    with_fusion,
+    with_msn,
 )
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.losses import resize_mask
 from dmdd_lite.model import MAP_NAMES
-from dmdd_lite.msn import SegmentationNetwork, WeightedSum
-from dmdd_lite.msn_training import KeptMaps, fusion_loss, keep_maps, train_fusion
+from dmdd_lite.msn import MSN, WeightedSum
+from dmdd_lite.msn_training import KeptMaps, keep_maps, loss_on_maps, train_msn
 from dmdd_lite.pairs import Pairs
 
 
@@ -53,10 +53,10 @@ def test_kept_maps_are_those_of_the_model_which_stays_as_it_was(detector):
     model = detector.model
     before = state_of(model)
     kept = keep_maps(model, FixedPairs(), 2, progress=False)
-    train_fusion(model.config, kept, progress=False)
+    train_msn(model.config, kept, progress=False)
     assert same_state(before, model)
     pairs = FixedPairs().batch(1)
-    views = pairs.normal, fusion_view(pairs, model.config, 1)
+    views = pairs.normal, altered_view(pairs, model.config, 1)
     for rows, view in zip(kept.maps[1].float().chunk(2), views, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(rows, model(view).maps, atol=2e-3, rtol=2e-3)
@@ -64,31 +64,31 @@ def test_kept_maps_are_those_of_the_model_which_stays_as_it_was(detector):
     torch.testing.assert_close(kept.masks[1, 2:], resize_mask(pairs.mask, (16, 16)))
 
 
-@pytest.mark.parametrize("fusion", ["msn", "weighted"])
+@pytest.mark.parametrize("fusion", ["attention", "weighted"])
 def test_training_lowers_the_loss(fusion):
-    config, kept = tiny_config(fusion=fusion, fusion_learning_rate=0.02), learnable()
+    config, kept = tiny_config(msn=fusion, msn_learning_rate=0.02), learnable()
     maps, masks = learnable(31).maps[30].float(), kept.masks[0]
 
     def loss(network):
         with torch.no_grad():
-            return fusion_loss(network, maps, masks, config)
+            return loss_on_maps(network, maps, masks, config)
 
-    untrained = train_fusion(config, kept, passes=0, progress=False)
-    assert loss(train_fusion(config, kept, progress=False)) < 0.8 * loss(untrained)
+    untrained = train_msn(config, kept, passes=0, progress=False)
+    assert loss(train_msn(config, kept, progress=False)) < 0.8 * loss(untrained)
 
 
 def test_training_depends_on_the_seed_alone_and_a_pass_sees_the_maps_again():
     kept, config = learnable(4), tiny_config()
-    one = train_fusion(config, kept, 2, progress=False)
+    one = train_msn(config, kept, 2, progress=False)
     torch.rand(3)  # the global generator is not used
     doubled = KeptMaps(kept.maps.repeat(2, 1, 1, 1, 1), kept.masks.repeat(2, 1, 1, 1))
-    assert same_state(one, train_fusion(config, kept, 2, progress=False))
-    assert same_state(one, train_fusion(config, doubled, 1, progress=False))
-    assert not same_state(one, train_fusion(config.replace(seed=1), kept, 2, progress=False))
+    assert same_state(one, train_msn(config, kept, 2, progress=False))
+    assert same_state(one, train_msn(config, doubled, 1, progress=False))
+    assert not same_state(one, train_msn(config.replace(seed=1), kept, 2, progress=False))
 
 
 def test_evaluation_on_kept_maps_equals_evaluation_through_the_detector(detector, split, tmp_path):
-    kept = evaluate_fusion(split._replace(config=detector.config), detector.model.fusion, MAP_NAMES)
+    kept = evaluate_msn(split._replace(config=detector.config), detector.model.msn, MAP_NAMES)
     whole = evaluate(detector, open_category(tmp_path, "nut"), progress=False)
     for name in MAP_NAMES:
         np.testing.assert_allclose(kept.maps[name], whole.maps[name], atol=1e-5)
@@ -98,11 +98,11 @@ def test_evaluation_on_kept_maps_equals_evaluation_through_the_detector(detector
 
 def test_another_fusion_and_other_batches_give_what_the_model_would(detector, split):
     model = copy.deepcopy(detector.model)
-    model.fusion = SegmentationNetwork(6, width=4).eval()
-    torch.nn.init.normal_(model.fusion.reweight.weight)
+    model.msn = MSN(6, width=4).eval()
+    torch.nn.init.normal_(model.msn.reweight.weight)
     with torch.no_grad():
         expected = model(split.images.float() / 255)
-    output = fuse_again(split.output, model.fusion, detector.config.fusion_skip)
+    output = fuse_again(split.output, model.msn, detector.config.msn_skip)
     torch.testing.assert_close(output.fused, expected.fused, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(output.weights, expected.weights, atol=1e-4, rtol=1e-4)
     whole = keep_output(detector, split.images, batch_size=100, progress=False)
@@ -110,19 +110,17 @@ def test_another_fusion_and_other_batches_give_what_the_model_would(detector, sp
 
 
 def test_a_detector_with_another_fusion_is_calibrated_and_can_be_loaded(detector, tmp_path):
-    config, held_out = tiny_config(fusion="weighted", fusion_skip=0.25), random_images(3)
-    fusion = train_fusion(config, learnable(3), progress=False)
+    config, held_out = tiny_config(msn="weighted", msn_skip=0.25), random_images(3)
+    fusion = train_msn(config, learnable(3), progress=False)
     before = state_of(detector.model)
-    changed = with_fusion(detector, fusion, config, held_out)
+    changed = with_msn(detector, fusion, config, held_out)
     assert changed.threshold == pytest.approx(changed.maps(held_out)[1]["plus"].max().item())
     assert same_state(before, detector.model)
     loaded = Detector.load(changed.save(tmp_path / "saved"), "cpu")
     torch.testing.assert_close(loaded.maps(held_out)[0]["fused"], changed.maps(held_out)[0]["fused"])
 
 
-@pytest.mark.parametrize(
-    "fusion", [WeightedSum(6), SegmentationNetwork(3, width=4), SegmentationNetwork(6, width=5)]
-)
+@pytest.mark.parametrize("fusion", [WeightedSum(6), MSN(3, width=4), MSN(6, width=5)])
 def test_a_fusion_that_its_configuration_does_not_describe_is_refused(detector, fusion):
     with pytest.raises(ValueError, match="another fusion"):
-        with_fusion(detector, fusion, tiny_config(), random_images(1))
+        with_msn(detector, fusion, tiny_config(), random_images(1))

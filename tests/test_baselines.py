@@ -1,4 +1,4 @@
-"""The peers' script without anomalib: a stand-in model sees our features; results are kept or refused."""
+"""The baselines' script without anomalib: a stand-in model sees our features; results are kept or refused."""
 
 import json
 import sys
@@ -19,8 +19,8 @@ FAKE = "anomalib.models.image.padim.torch_model"
 
 
 @pytest.fixture(scope="module")
-def peers(scripts):
-    return import_module("peers")
+def baselines(scripts):
+    return import_module("baselines")
 
 
 class FarFromTheMean(nn.Module):
@@ -46,7 +46,7 @@ class FarFromTheMean(nn.Module):
 
 
 @pytest.fixture
-def fake(monkeypatch, peers):
+def fake(monkeypatch, baselines):
     """A package anomalib that has nothing but the stand-in."""
     parts = FAKE.split(".")
     for depth in range(1, len(parts) + 1):
@@ -60,14 +60,14 @@ def fake(monkeypatch, peers):
 
 @pytest.fixture
 def words(root, tmp_path) -> list[str]:
-    teacher = "--teacher test_resnet --teacher-weights random --image-size 64 --device cpu --peers padim"
+    teacher = "--teacher test_resnet --teacher-weights random --image-size 64 --device cpu --baselines padim"
     return [*teacher.split(), "--data", f"bracket={root}/lever", "--out", str(tmp_path)]
 
 
 def test_a_peer_sees_the_teachers_features_and_is_scored_by_our_metrics(
-    peers, fake, teacher, root, tmp_path, words, capsys
+    baselines, fake, teacher, root, tmp_path, words, capsys
 ):
-    assert peers.main([*words, "--seeds", "0", "3"]) == 0
+    assert baselines.main([*words, "--seeds", "0", "3"]) == 0
     found = json.loads((tmp_path / "padim_bracket_seed3.json").read_text())
     assert fake.TimmFeatureExtractor is None  # put back
     category = open_category(root, "lever")
@@ -82,21 +82,21 @@ def test_a_peer_sees_the_teachers_features_and_is_scored_by_our_metrics(
     assert f"{100 * found['metrics']['map']['aupro']:.2f}" in capsys.readouterr().out
 
 
-def test_what_is_there_is_kept_and_other_settings_are_refused_by_name(peers, tmp_path, words, capsys):
+def test_what_is_there_is_kept_and_other_settings_are_refused_by_name(baselines, tmp_path, words, capsys):
     """A result of other hands, with numbers that a new run would not have; no anomalib is needed."""
-    options = peers.parse(words)
-    (config,) = peers.configurations(options)
+    options = baselines.parse(words)
+    (config,) = baselines.configurations(options)
     zones = {"map": {"centre": 0.25, "edge": None, "rim": 0.0}}
     values = {"seed": 0, "metrics": {"map": dict.fromkeys(METRICS, 0.5)}, "zones": zones, "seconds": 7.0}
-    settings = peers.settings_of("padim", options.data[0], config, options)
+    settings = baselines.settings_of("padim", options.data[0], config, options)
     file = tmp_path / "padim_bracket_seed0.json"
     file.write_text(json.dumps({**settings, **values}))
-    assert peers.main(words) == 0
+    assert baselines.main(words) == 0
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
     assert row == ["padim", "1", "50.00", "50.00", "50.00", "50.00", "-", "25.00", "7"]
-    assert peers.main([*words, "--iterations", "9"]) == 0  # STFPM's alone
-    assert peers.main([*words, "--features", "9"]) == 2
+    assert baselines.main([*words, "--iterations", "9"]) == 0  # STFPM's alone
+    assert baselines.main([*words, "--features", "9"]) == 2
     assert "made with other settings (features: 100 -> 9)" in capsys.readouterr().err
     file.write_text("[]")
-    assert peers.main(words) == 2
+    assert baselines.main(words) == 2
     assert "padim_bracket_seed0.json is not a result file" in capsys.readouterr().err

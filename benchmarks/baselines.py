@@ -1,14 +1,14 @@
 """Other methods beside ours: anomalib's PatchCore, PaDiM and STFPM with our teacher, images and metrics.
 
-    python -m venv peers && peers/bin/pip install -e '.[peers]'
-    peers/bin/python benchmarks/peers.py --data bottle=data/mvtec_ad/bottle --teacher mobilenetv2_100 \\
+    python -m venv other && other/bin/pip install -e '.[baselines]'
+    other/bin/python benchmarks/baselines.py --data bottle=data/mvtec_ad/bottle --teacher mobilenetv2_100 \\
         --teacher-weights weights.safetensors --set \\
         'teacher_options={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
 
 The models are anomalib's own, their maps and image scores too; what they see are the features of our frozen
 teacher, from the same file and with the same normalisation, and images of the same size. They learn from all
-of train/good, with nothing held out. Results go to <out>/<peer>_<data>_seed<seed>.json, in the shape of the
-ablation's, and are not made again.
+of train/good, with nothing held out. Results go to <out>/<baseline>_<data>_seed<seed>.json, in the shape
+of the ablation's, and are not made again.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from dmdd_lite.teacher import Teacher, build_teacher, untrained_network
 from dmdd_lite.utils import resolve_device
 
 
-class Peer(NamedTuple):
+class Baseline(NamedTuple):
     """model: class and module within anomalib.models.image; scales: which of the teacher's three it reads, as
     anomalib's default does; settings: options of this script that its result depends on."""
 
@@ -46,10 +46,10 @@ class Peer(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
-PEERS = {
-    "patchcore": Peer("patchcore", "PatchcoreModel", (1, 2), ("coreset",)),
-    "padim": Peer("padim", "PadimModel", (0, 1, 2), ("features",)),
-    "stfpm": Peer("stfpm", "STFPMModel", (0, 1, 2), ("iterations", "batch_size")),
+BASELINES = {
+    "patchcore": Baseline("patchcore", "PatchcoreModel", (1, 2), ("coreset",)),
+    "padim": Baseline("padim", "PadimModel", (0, 1, 2), ("features",)),
+    "stfpm": Baseline("stfpm", "STFPMModel", (0, 1, 2), ("iterations", "batch_size")),
 }
 
 
@@ -76,21 +76,21 @@ class Features(nn.Module):
         return {layer: features[layer] for layer in self.layers}
 
 
-def build_peer(name: str, config: Config, teacher: Teacher, **options) -> nn.Module:
+def build_baseline(name: str, config: Config, teacher: Teacher, **options) -> nn.Module:
     """anomalib's model with our features in place of its extractor's; options: further ones of its own."""
-    peer = PEERS[name]
-    module = importlib.import_module(f"anomalib.models.image.{peer.module}.torch_model")
+    baseline = BASELINES[name]
+    module = importlib.import_module(f"anomalib.models.image.{baseline.module}.torch_model")
 
     def features(backbone, layers, pre_trained=True, requires_grad=False):
         return Features(config, teacher, layers, requires_grad)
 
     with mock.patch.object(module, "TimmFeatureExtractor", features):
-        return getattr(module, peer.model)(backbone=config.teacher, layers=peer.scales, **options)
+        return getattr(module, baseline.model)(backbone=config.teacher, layers=baseline.scales, **options)
 
 
 def fit_patchcore(config, teacher, images: Tensor, options) -> nn.Module:
     """A memory of the share `coreset` of all patches."""
-    model = build_peer("patchcore", config, teacher).to(images.device).train()
+    model = build_baseline("patchcore", config, teacher).to(images.device).train()
     remember(model, images)
     model.subsample_embedding(options.coreset)
     return model
@@ -98,7 +98,7 @@ def fit_patchcore(config, teacher, images: Tensor, options) -> nn.Module:
 
 def fit_padim(config, teacher, images: Tensor, options) -> nn.Module:
     """A Gaussian at every position over `features` random channels."""
-    model = build_peer("padim", config, teacher, n_features=options.features).to(images.device).train()
+    model = build_baseline("padim", config, teacher, n_features=options.features).to(images.device).train()
     remember(model, images)
     model.fit()
     return model
@@ -114,7 +114,7 @@ def remember(model: nn.Module, images: Tensor):
 def fit_stfpm(config, teacher, images: Tensor, options) -> nn.Module:
     """A student of the teacher's structure, trained as anomalib does (SGD 0.4, momentum 0.9, decay 0.001)."""
     loss = importlib.import_module("anomalib.models.image.stfpm.loss").STFPMLoss()
-    model = build_peer("stfpm", config, teacher).to(images.device).train()
+    model = build_baseline("stfpm", config, teacher).to(images.device).train()
     student = model.student_model.network.parameters()
     optimizer = torch.optim.SGD(student, lr=0.4, momentum=0.9, weight_decay=0.001)
     rng = torch.Generator().manual_seed(config.seed)
@@ -151,12 +151,12 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
     kept = ("teacher", "teacher_options", "image_size", "seed")
     values = {field: config.to_dict()[field] for field in kept}
     values["teacher_weights"] = Path(config.teacher_weights).name
-    values |= {option: getattr(options, option) for option in PEERS[name].settings}
+    values |= {option: getattr(options, option) for option in BASELINES[name].settings}
     return {"row": name, "data": data.name, "category": data.category, "settings": values}
 
 
-def run_peer(name: str, data: Data, config: Config, options) -> dict:
-    """Fit and evaluate one peer. Raises ImportError without anomalib, DataError or TeacherError."""
+def run_baseline(name: str, data: Data, config: Config, options) -> dict:
+    """Fit and evaluate one baseline. Raises ImportError without anomalib, DataError or TeacherError."""
     device, category = resolve_device(options.device), open_category(data.root, data.category)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options).to(device)
     images = load_images(category.train, config.image_size, None).to(device)
@@ -177,8 +177,8 @@ def table(folder: Path) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = common_parser(__doc__)
-    parser.set_defaults(teacher="mobilenetv2_100", out=Path("results/peers"))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.set_defaults(teacher="mobilenetv2_100", out=Path("results/baselines"))
+    parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--coreset", type=float, default=0.01, help="PatchCore: share of patches kept")
     parser.add_argument("--features", type=int, default=100, help="PaDiM: channels kept")
     parser.add_argument("--iterations", type=int, default=300, help="STFPM")
@@ -193,12 +193,12 @@ def configurations(options: argparse.Namespace) -> list[Config]:
 
 
 def runs(options: argparse.Namespace) -> Iterator[Run]:
-    """Every peer on every data set, seed by seed."""
+    """Every baseline on every data set, seed by seed."""
     for config in configurations(options):
         for data in options.data:
-            for name in options.peers:
+            for name in options.baselines:
                 settings = settings_of(name, data, config, options)
-                yield settings, partial(run_peer, name, data, config, options)
+                yield settings, partial(run_baseline, name, data, config, options)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return make_open(options.out, runs(options), table)
     except ModuleNotFoundError as error:
-        print(f"{error}: pip install 'dmdd-lite[peers]', in an environment of its own", file=sys.stderr)
+        print(f"{error}: pip install 'dmdd-lite[baselines]', in an environment of its own", file=sys.stderr)
         return 2
 
 
