@@ -1,8 +1,8 @@
 """dmdd-lite: learn, run and reproduce Dual-Modeling Decouple Distillation (ACM MM 2024).
 
-Modules by chapter: teacher, neighbours, samples and data (01); synthesis and realism (02); student, losses,
-training and zones (03); fusion and thresholds (04); evaluation, metrics, detector and reproduce (05). All
-choices, each with its origin, are in config.
+The method is in this folder: config, teacher, student, losses, pairs, msn, model, training, detector,
+evaluation and metrics. `plus` holds what is ours alone, `data` reads images, `course` has what the notebooks
+call beside the method, `explorer` the widget, `reproduce` the whole table.
 """
 
 import os
