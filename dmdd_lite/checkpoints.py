@@ -1,4 +1,4 @@
-"""What a training leaves on disk: the state of an unfinished run, the record of a finished one."""
+"""The output folder of a training: lock, checkpoint of an unfinished run, record of a finished one."""
 
 import contextlib
 import json
@@ -6,80 +6,74 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import torch
-from filelock import Timeout
 
 from .config import Config, differences
 from .detector import Detector
 from .utils import locked, write_atomically, write_json, writing_problem
 from .weights import load_plain
 
-FORMAT = 5  # of the state and the record
+FORMAT = 5  # of the checkpoint and the record of a finished run
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
-PATIENCE = 20.0  # seconds to wait for a folder: who was killed together with its user needs some
+PATIENCE = 20.0  # seconds to wait for another process that trains into the same folder
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
+    """Training cannot continue; the message names the reason and the remedy."""
 
 
 @contextlib.contextmanager
 def own_folder(folder: Path | None) -> Iterator[None]:
-    """The folder, made if it is not there, is this training's alone, and can be written to. One that was made
-    and is still empty at the end, because the training was refused, does not stay.
-
-    Raises TrainingError naming it if it cannot, or if another process still trains into it after
-    PATIENCE seconds.
-    """
+    """The folder, made if necessary, is this training's alone. One that was made and stays empty, because
+    the training was refused, is removed. Raises TrainingError."""
     if folder is None:
         yield
         return
-    with contextlib.ExitStack() as stack:
-        if not folder.exists():
-            stack.callback(_remove_empty, folder)
-        try:
-            stack.enter_context(locked(folder / LOCK, PATIENCE))
-        except Timeout as error:
-            told = f"{folder} is used for a training by another process; wait for it, or use another folder"
-            raise TrainingError(told) from error
-        except OSError as error:
-            raise TrainingError(
-                f"{folder} cannot be written to ({error}); mend that or use another output folder"
-            ) from error
-        if problem := writing_problem(folder):  # a full disk still takes an empty lock file
-            raise TrainingError(f"{problem}; free disk space or use another output folder")
-        for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
-            left.unlink(missing_ok=True)  # of a killed process
-        yield
-
-
-def _remove_empty(folder: Path):
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+    new = not folder.exists()
+    try:
+        with locked(folder / LOCK, PATIENCE):
+            if problem := writing_problem(folder):  # a full disk still takes an empty lock file
+                raise TrainingError(f"{problem}; free disk space or use another output folder")
+            for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
+                left.unlink(missing_ok=True)  # of a killed process
+            yield
+    except filelock.Timeout as error:
+        raise TrainingError(f"{folder} is used for another training; wait, or use another folder") from error
+    except PermissionError as error:
+        raise TrainingError(f"{folder} cannot be written to ({error}); use another output folder") from error
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
-def kept(iteration: int) -> Iterator[None]:
-    """What cannot be written becomes a TrainingError that says where the same call goes on from."""
+def room(iteration: int):
+    """A file that cannot be written becomes a TrainingError that names where the same call resumes."""
     try:
         yield
     except OSError as error:
-        where = f"goes on from iteration {iteration}" if iteration else "starts again"
-        raise TrainingError(f"{error}; make room or mend it, then the same call {where}") from error
+        where = f"resumes from iteration {iteration}" if iteration else "starts again"
+        raise TrainingError(f"{error}; free disk space, then the same call {where}") from error
 
 
-def save_checkpoint(path: Path, trainer):
-    """All of it or nothing: a crash in the middle leaves the previous checkpoint."""
+def check_same(found: Config, config: Config, data: str, fingerprint: str):
+    changed = differences(found, config)
+    if data != fingerprint:
+        changed.append("the training or texture images differ")
+    if changed:
+        raise TrainingError(f"it is of another run ({'; '.join(changed)})")
 
-    def write(temporary: Path):
-        with open(temporary, "wb") as file:  # of a path that it cannot write, PyTorch tells no reason
-            torch.save(trainer.state(), file)
 
-    write_atomically(path, write)
+def save_checkpoint(path: Path, trainer, saved: int):
+    """All of it or nothing. saved: the iteration of the checkpoint before. Raises TrainingError."""
+    with room(saved):
+        write_atomically(path, lambda temporary: torch.save(trainer.state(), temporary))
 
 
 def load_checkpoint(path: Path, trainer):
-    """Restore plain tensors; raises TrainingError naming the file if it is broken or of another run."""
+    """Raises TrainingError naming the file if it is broken or of another run."""
     try:
         trainer.restore(load_plain(path, trainer.device))
     except TrainingError as error:
@@ -93,8 +87,7 @@ def load_checkpoint(path: Path, trainer):
 
 
 def save_finished(folder: Path, detector: Detector, trainer):
-    """The detector, then the record that makes the run a finished one; its checkpoint has done its work.
-    Raises TrainingError if they cannot be written."""
+    """The detector, then the record that makes the run a finished one, then the checkpoint is deleted."""
     history = [[None if math.isnan(value) else value for value in row] for row in trainer.history]
     record = {
         "format": FORMAT,
@@ -102,7 +95,7 @@ def save_finished(folder: Path, detector: Detector, trainer):
         "seconds": trainer.seconds,
         "history": history,
     }
-    with kept(trainer.iteration):
+    with room(trainer.iteration):
         detector.save(folder / DETECTOR)
         write_json(folder / RECORD, record)
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -126,22 +119,9 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is not a training's record ({error!r}); delete {folder}") from error
     detector = Detector.load(folder / DETECTOR, device)
-    changed = differences(detector.config, config)
-    if data != fingerprint:
-        changed.append("the training or texture images differ")
-    if changed:
-        raise TrainingError(
-            f"{folder} holds another finished run ({'; '.join(changed)}); "
-            "delete it or use another output folder"
-        )
-    _clear(folder)
+    try:
+        check_same(detector.config, config, data, fingerprint)
+    except TrainingError as error:
+        raise TrainingError(f"{folder}: {error}; delete it or use another output folder") from error
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # left by a run that was killed when all else was done
     return detector, history, seconds
-
-
-def _clear(folder: Path):
-    """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
-    left = [path for path in (folder / CHECKPOINT, *folder.glob(".*.partial")) if path.exists()]
-    if left or (folder / LOCK).exists():
-        with contextlib.suppress(OSError), locked(folder / LOCK, 0):  # Timeout is an OSError
-            for path in left:
-                path.unlink(missing_ok=True)

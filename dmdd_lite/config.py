@@ -6,12 +6,12 @@ practice of RD4AD, RD++, DRAEM, DeSTSeg; [ours] our own decision.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
-from .options import check, coerce, option, shown
-
 LABELS = ("paper", "summary", "authors", "field", "ours")
+LARGEST = 2**63 - 1  # the largest integer that torch accepts
 
 MVTEC_CATEGORIES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -21,18 +21,109 @@ MVTEC_CATEGORIES = (
 #: MVTec AD categories whose image is all foreground, so that anomalies may lie anywhere [authors]
 NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
 
+MSN_FRACTION = 0.25  # of all iterations at most train the MSN [ours]
+
 
 def published_iterations(category: str) -> int:
     """Training steps that the same authors' published code spends on an MVTec AD category [authors]."""
     return 10_000 if category in ("cable", "transistor") else 5_000
 
 
-@dataclass(frozen=True)
-class Config:
-    """One run of DMDD. `Config(iterations=600)` checks every value and names the field that is wrong.
+def option(default, label: str, text: str, **checks):
+    """A configuration field: its default, its origin, one sentence, and its `low`, `high` or `choices`; for a
+    tuple these apply to its parts, `of` is their type and `length` their number."""
+    metadata = {"label": label, "text": text, **checks}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
-    Raises ValueError for a value outside its range, TypeError for one of another type.
-    """
+
+class Options:
+    """A frozen dataclass of `option` fields, checked when it is made: ValueError for a value outside its
+    range, TypeError for one of another type. JSON's lists become tuples, integers floats where due."""
+
+    def __post_init__(self):
+        for item in dataclasses.fields(self):
+            value = _convert(item, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+            _check(item, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]):
+        """Back from `to_dict`. Raises ValueError for a field that does not exist."""
+        if not isinstance(values, dict):
+            raise TypeError(f"a configuration must be a dict of its fields, got {shown(values)}")
+        known = [item.name for item in dataclasses.fields(cls)]
+        if unknown := sorted(str(name) for name in set(values) - set(known)):
+            raise ValueError(
+                f"unknown configuration field {', '.join(unknown)}: written by another version of dmdd_lite? "
+                f"Known fields: {', '.join(known)}"
+            )
+        return cls(**values)
+
+    def replace(self, **changes):
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def _convert(item, value):
+    if item.type is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(f"each part of {item.name}", item.metadata["of"], part) for part in value)
+    value = _typed(item.name, item.type, value)
+    if item.type is not dict:
+        return value
+    try:  # a copy that survives JSON unchanged
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{item.name} must hold plain JSON values, got {shown(value)} ({error})") from error
+
+
+def _typed(name: str, kind, value):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ValueError(f"{name} must be finite, got {shown(value)}") from error
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        label = getattr(kind, "__name__", str(kind))
+        raise TypeError(f"{name} must be {label}, got {shown(value)} ({type(value).__name__})")
+    return value
+
+
+def _check(item, value):
+    """Range or choice of one field, of every part of a tuple; NaN is outside every range."""
+    low, high, choices, length = (item.metadata.get(key) for key in ("low", "high", "choices", "length"))
+    if length is not None and len(value) != length:
+        raise ValueError(f"{item.name} must have {length} parts, got {shown(value)}")
+    for part in value if isinstance(value, tuple) else (value,):
+        if low is not None and not part >= low:
+            raise ValueError(f"{item.name} must be at least {low}, got {shown(part)}")
+        most = LARGEST if high is None and isinstance(part, int) else high
+        if most is not None and not part <= most:
+            raise ValueError(f"{item.name} must be at most {most}, got {shown(part)}")
+        if isinstance(part, float) and not abs(part) < float("inf"):
+            raise ValueError(f"{item.name} must be finite, got {part}")
+        if choices and part not in choices:
+            raise ValueError(f"{item.name} must be of {', '.join(map(repr, choices))}, got {shown(part)}")
+
+
+def shown(value) -> str:
+    """A value as a message names it, in 100 characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+@dataclass(frozen=True)
+class Config(Options):
+    """One run of DMDD, and of DMDD+ unless `plus` is None. `Config(iterations=600)` checks every value and
+    names the field that is wrong."""
 
     # teacher
     teacher: str = option(
@@ -52,13 +143,6 @@ class Config:
         "ours",
         "extra timm options such as pad_type or out_indices; mean and std override timm's data config",
     )
-    standardise: str = option(
-        "rectified",
-        "ours",
-        "teacher features centred and scaled per channel by their statistics on training images: "
-        "'rectified' = where they are all >= 0, 'always' or 'never'",
-        choices=("rectified", "always", "never"),
-    )
     image_size: int = option(
         256, "authors", "side of the square input in pixels, a multiple of 32", low=64, high=4096
     )
@@ -71,22 +155,6 @@ class Config:
         "= reverse distillation [authors]",
         choices=("encoder", "decoder"),
     )
-    student_blocks: tuple = option(
-        (),
-        "ours",
-        "residual blocks per decoder stage, from the deepest; () = (3, 4, 6) as RD4AD [field] for teachers "
-        "of 256 channels or more at stride 4, else (2, 2, 2)",
-        of=int,
-        low=1,
-        high=100,
-    )
-    student_width: int = option(
-        64,
-        "ours",
-        "least channels of a decoder stage: small teachers are too thin to mirror exactly",
-        low=8,
-        high=4096,
-    )
     branches: tuple = option(
         ("normality", "abnormality"),
         "paper",
@@ -94,169 +162,89 @@ class Config:
         of=str,
         choices=("normality", "abnormality"),
     )
-
-    # statistics of positions
-    position_prior: bool = option(
+    prior: bool = option(
         True,
         "ours",
         "normality features begin at the mean of the teacher's features at every position of train/good",
-    )
-    position_maps: bool = option(
-        True,
-        "ours",
-        "DMDD+: maps also of the Mahalanobis distance to train/good at every position, as PaDiM [field], and "
-        "the map 'plus', which mixes them with DMDD's fused map",
-    )
-    position_pool: tuple = option(
-        (3, 3, 5),
-        "ours",
-        "cells a side over which features are averaged for these maps, per scale, fine to coarse; at most a "
-        "third of the map",
-        of=int,
-        choices=(1, 3, 5, 7),
-    )
-    position_channels: int = option(
-        100,
-        "field",
-        "most channels for these maps at the finest scale, half as many more at each coarser one; of more "
-        "random mixtures (PaDiM)",
-        low=1,
-    )
-    position_context: int = option(
-        8,
-        "ours",
-        "most components of an image's overall look, one per 80 training images, that its usual features "
-        "may depend on; 0 = the same mean for every image (PaDiM)",
-        low=0,
-        high=64,
     )
 
     # distillation
     pairs: bool = option(
         True,
         "paper",
-        "distil on pairs; False = on normal images alone, with branches=('normality',) and msn_start=1: "
-        "plain distillation",
-    )
-    ngm_form: str = option(
-        "flat",
-        "authors",
-        "cosine over the flattened feature map ('flat') or per pixel ('pixel')",
-        choices=("flat", "pixel"),
+        "distil on pairs; False = on normal images alone, with branches=('normality',) and "
+        "msn_iterations=0: plain distillation",
     )
     aim_weight: float = option(1.0, "ours", "lambda in L_NGM + lambda L_AIM", low=0.0)
 
     # MSN
-    msn: str = option(
-        "attention",
-        "paper",
-        "'attention' = the MSN; 'weighted' = one learned weight a map [ours], the least that learns",
-        choices=("attention", "weighted"),
-    )
-    msn_perceptions: tuple = option(
-        (1, 2, 4), "ours", "dilations of the segmentation network's branches", of=int, low=1, high=64
-    )
     msn_attention: tuple = option(
         ("channel", "spatial", "coordinate"),
         "ours",
-        "attentions that re-weight the maps; the paper says 'multiple attention' and no more",
+        "attentions that re-weight the maps; the paper states 'multiple attention' and no more",
         of=str,
         choices=("channel", "spatial", "coordinate", "self"),
     )
-    msn_width: int = option(16, "ours", "channels of each perception branch", low=4, high=1024)
-    msn_skip: float = option(
+    plain_weight: float = option(
         0.7,
         "ours",
-        "weight of the plain mean of the distances in the fused map; 0 = the segmentation network alone "
-        "[paper]",
-        low=0.0,
-        high=1.0,
-    )
-    msn_loss: str = option(
-        "focal+l1",
-        "field",
-        "loss of the segmentation network: 'focal+l1' (DeSTSeg) or 'focal+dice'",
-        choices=("focal+dice", "focal+l1"),
-    )
-    msn_start: float = option(
-        0.75,
-        "ours",
-        "least share of the iterations that train the student; in the rest the segmentation network learns "
-        "on the maps of the finished student; 1 = never",
+        "weight of the plain mean of the distances in the fused map; 0 = the MSN alone [paper]",
         low=0.0,
         high=1.0,
     )
     msn_iterations: int = option(
         200,
         "ours",
-        "most iterations of that rest; the student gets the others: a small network that learns from "
-        "synthetic anomalies for long learns more and more of what is synthetic about them",
-        low=1,
+        "maximum number of iterations, of the last quarter, that train the MSN on the maps of the finished "
+        "student; 0 = it stays untrained",
+        low=0,
     )
-    msn_learning_rate: float = option(2e-3, "ours", "Adam step of the segmentation network", low=0.0)
+    msn_learning_rate: float = option(2e-3, "ours", "Adam step of the MSN", low=0.0)
 
     # pairs
-    illumination: float = option(
-        0.0,
-        "field",
-        "both views' brightness and contrast vary by up to this share, so that light is learned to be no "
-        "defect; 0 = not at all",
-        low=0.0,
-        high=0.9,
-    )
     perlin_scales: tuple = option(
-        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)", of=int
+        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)", of=int, length=2
     )
     perlin_threshold: float = option(0.5, "authors", "noise above it is anomalous", low=0.0, high=1.0)
-    perlin_rotation: float = option(
-        90.0, "authors", "noise rotated by up to this many degrees", low=0.0, high=360.0
-    )
     opacity: tuple = option(
-        (0.2, 1.0), "authors", "range of the texture's opacity, drawn as 1 - 0.8 U(0, 1)", of=float
+        (0.2, 1.0),
+        "authors",
+        "range of the texture's opacity, drawn as 1 - 0.8 U(0, 1)",
+        of=float,
+        low=0.0,
+        high=1.0,
+        length=2,
     )
     foreground: str = option(
         "auto",
         "authors",
-        "'auto' = anomalies on the object only, none of it for the textures; 'none' = anywhere",
+        "'auto' = anomalies on the object only, anywhere for the textures of MVTec AD; 'none' = anywhere",
         choices=("auto", "none"),
     )
-    texture_limit: int = option(1000, "ours", "most texture images held in memory", low=1)
 
     # schedule
     iterations: int = option(5000, "authors", "training steps; 10,000 for cable and transistor", low=1)
     batch_size: int = option(16, "authors", "pairs of images per training step", low=1)
     learning_rate: float = option(5e-3, "field", "Adam step of the student (RD4AD)", low=0.0)
-    betas: tuple = option((0.5, 0.999), "authors", "Adam's moment decay", of=float, low=0.0)
-    schedule: str = option(
-        "cosine",
-        "ours",
-        "'cosine' decays to zero so that the last iteration is a settled one; 'constant' [field]",
-        choices=("cosine", "constant"),
-    )
-    warmup: float = option(
-        0.05, "ours", "share of the iterations with a rising learning rate", low=0.0, high=0.9
-    )
     precision: str = option(
         "auto",
         "ours",
-        "of the convolutions: 'auto' = bf16 where the device computes in it natively, else float32",
+        "of the convolutions: 'auto' = bf16 where the device supports it natively, else float32",
         choices=("auto", "bf16", "float32"),
     )
-    compile: bool = option(
-        False,
-        "ours",
-        "torch.compile the networks that are trained, and train without where that fails; for GPUs: it gains "
-        "nothing on a CPU",
-    )
+    compile: bool = option(False, "ours", "torch.compile teacher and student; for GPUs, no gain on a CPU")
     feature_memory: float = option(
         2.0,
         "ours",
         "GB in which the teacher's features of the normal images may be kept instead of computed each time",
         low=0.0,
     )
-    clip_norm: float = option(0.0, "ours", "most norm of the gradient, 0 = unlimited", low=0.0)
     holdout: float = option(
-        0.1, "ours", "share of train/good kept out to set the decision threshold", low=0.0, high=0.5
+        0.1,
+        "ours",
+        "fraction of train/good, at least one image, held out to calibrate the maps and the thresholds",
+        low=0.0,
+        high=0.5,
     )
     seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0)
 
@@ -264,92 +252,52 @@ class Config:
     smoothing_sigma: float = option(
         6.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
     )
-    score_rule: str = option(
-        "max",
-        "authors",
-        "image score: 'max' of the smoothed map or 'top' = mean of the score_top largest pixels [field]",
-        choices=("max", "top"),
-    )
-    score_top: int = option(100, "field", "pixels in the 'top' rule (DeSTSeg)", low=1)
-    threshold_quantile: float = option(
-        1.0, "ours", "quantile of the held-out good scores below which an image is good", low=0.5, high=1.0
-    )
+
+    plus: dict | None = option({}, "ours", "DMDD+: a PlusConfig or its fields; None = DMDD alone")
 
     def __post_init__(self):
-        for item in dataclasses.fields(self):
-            value = coerce(item, getattr(self, item.name))
-            object.__setattr__(self, item.name, value)
-            check(item, value)
+        if self.plus is not None:
+            from .plus.config import PlusConfig
+
+            plus = self.plus if isinstance(self.plus, PlusConfig) else PlusConfig.from_dict(self.plus)
+            object.__setattr__(self, "plus", None)
+            super().__post_init__()
+            object.__setattr__(self, "plus", plus)
+        else:
+            super().__post_init__()
         if self.image_size % 32:
             nearest = max(64, round(self.image_size / 32) * 32)
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
-        if len(self.position_pool) != 3:
-            raise ValueError(f"position_pool must be three numbers of cells, got {shown(self.position_pool)}")
-        if len(self.student_blocks) not in (0, 3):
-            raise ValueError(
-                f"student_blocks must be () or three numbers from 1, got {shown(self.student_blocks)}"
-            )
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise ValueError(f"branches must name one or both branches once, got {shown(self.branches)}")
-        if not self.pairs and ("abnormality" in self.branches or self.msn_start < 1):
+        if not self.pairs and ("abnormality" in self.branches or self.msn_iterations):
             raise ValueError(
-                "pairs=False leaves nothing for AIM and the MSN to learn from; "
-                "it goes with branches=('normality',) and msn_start=1"
+                "pairs=False leaves nothing for AIM and the MSN to learn from; use it with "
+                "branches=('normality',) and msn_iterations=0"
             )
-        if not 1 <= len(self.msn_perceptions) <= 16:
-            raise ValueError(
-                f"msn_perceptions must be one to sixteen dilations, got {shown(self.msn_perceptions)}"
-            )
-        if len(self.betas) != 2 or max(self.betas) >= 1:
-            raise ValueError(f"betas must be two numbers from 0 and below 1, got {shown(self.betas)}")
-        if len(self.perlin_scales) != 2 or not 0 <= self.perlin_scales[0] < self.perlin_scales[1] <= 8:
+        if not 0 <= self.perlin_scales[0] < self.perlin_scales[1] <= 8:
             raise ValueError(
                 f"perlin_scales must be (first, last + 1) within 0..8, got {shown(self.perlin_scales)}"
             )
-        if len(self.opacity) != 2 or not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
-            raise ValueError(f"opacity must be an increasing pair within 0..1, got {shown(self.opacity)}")
+        if self.opacity[0] > self.opacity[1]:
+            raise ValueError(f"opacity must be an increasing pair, got {shown(self.opacity)}")
 
     @property
     def student_iterations(self) -> int:
-        """Iterations that train the student; those after them train the segmentation network."""
-        return max(round(self.msn_start * self.iterations), self.iterations - self.msn_iterations)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        values = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """The configuration back from `to_dict`. Raises ValueError for a field that does not exist."""
-        if not isinstance(values, dict):
-            raise TypeError(f"a configuration must be a dict of its fields, got {shown(values)}")
-        known = [item.name for item in dataclasses.fields(cls)]
-        unknown = sorted(str(name) for name in set(values) - set(known))
-        if unknown:
-            raise ValueError(
-                f"unknown configuration field {', '.join(unknown)}: written by a newer version? Then update "
-                f"dmdd_lite. Known fields: {', '.join(known)}"
-            )
-        return cls(**values)
-
-    def replace(self, **changes) -> "Config":
-        """A copy with some fields changed, checked again."""
-        return dataclasses.replace(self, **changes)
+        """Iterations that train the student; the rest train the MSN."""
+        return self.iterations - min(self.msn_iterations, int(MSN_FRACTION * self.iterations))
 
 
-def differences(one: Config, other: Config) -> list[str]:
+def differences(one: Options, other: Options) -> list[str]:
     """Which fields differ, as 'name: a -> b', for messages."""
     a, b = one.to_dict(), other.to_dict()
     return [f"{name}: {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
 
 
-#: what the student's training never reads; of `iterations`, `msn_start` and `msn_iterations` it reads
-#: `student_iterations`
+#: what the student's training never reads; of `iterations` and `msn_iterations` it reads `student_iterations`
 AFTER_STUDENT = (
-    *("position_maps", "position_pool", "position_channels", "position_context"),
-    *(item.name for item in dataclasses.fields(Config) if item.name.split("_")[0] == "msn"),
-    *("iterations", "smoothing_sigma", "score_rule", "score_top", "threshold_quantile"),
+    *("msn_attention", "plain_weight", "msn_iterations", "msn_learning_rate"),
+    *("iterations", "smoothing_sigma", "plus"),
 )
 
 
@@ -361,10 +309,10 @@ def student_differences(one: Config, other: Config) -> list[str]:
     return found
 
 
-def provenance_table() -> str:
-    """The configuration as a markdown table: field, default, label, meaning. README.md holds it."""
+def provenance_table(options: type[Options] = Config) -> str:
+    """The configuration as a markdown table: field, default, label, meaning."""
     rows = ["| field | default | label | meaning |", "|---|---|---|---|"]
-    for item in dataclasses.fields(Config):
+    for item in dataclasses.fields(options):
         default = item.default_factory() if item.default is dataclasses.MISSING else item.default
         rows.append(
             f"| `{item.name}` | `{default!r}` | [{item.metadata['label']}] | {item.metadata['text']} |"

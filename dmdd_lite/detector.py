@@ -1,4 +1,4 @@
-"""A trained DMDD ready for use: load, predict, save. What users ask for first."""
+"""A trained detector: load, predict, save. DMDD decides alone, or DMDD+ where it was fitted."""
 
 import hashlib
 import json
@@ -19,83 +19,145 @@ from torch import Tensor
 from .config import Config
 from .data.images import DataError, read_image, unit_range
 from .data.layout import open_folder
-from .model import DMDD, ModelOutput, build_model, decisive_map, full_size_maps, image_scores
+from .model import DMDD, build_model, full_size_maps, image_scores
 from .teacher import empty_teacher
 from .utils import autocast, resolve_device, write_atomically, write_json
 from .weights import WeightsError, misfits, read_tensors
 
 WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 6
+MAP_NAMES = ("fused", "normality", "abnormality", "sum", "plus", "position")
 
 
 class DetectorError(RuntimeError):
     """A saved detector cannot be loaded; the message names the file and the remedy."""
 
 
+def map_names(config: Config) -> tuple[str, ...]:
+    """The maps of a detector with this configuration, of MAP_NAMES."""
+    known = ("fused", "sum", *config.branches, *(() if config.plus is None else ("plus", "position")))
+    return tuple(name for name in MAP_NAMES if name in known)
+
+
+def decisive_map(config: Config) -> str:
+    """The map whose image score decides: that of DMDD+ where there is one, else DMDD's."""
+    return "fused" if config.plus is None else "plus"
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer.
+    """The result for one image.
 
-    score: image score; is_anomalous: score above `threshold`; map: the anomaly map (H, W) in [0, 1], at the
-    image's own size, of which it is the score; map_name: 'plus' (DMDD+), or 'fused' (DMDD) for a detector
-    without position maps; fused: the map of DMDD; normality and abnormality: per scale, fine to coarse,
-    (H_k, W_k) in [0, 2]; path: None for images from memory.
+    maps: by name the smoothed anomaly map (S, S), S = image_size of the configuration; scores and thresholds:
+    by the same names; map_name: the map that decides; size: height and width of the image; path: None for
+    images from memory.
     """
 
-    score: float
-    threshold: float
-    map: np.ndarray
+    maps: dict[str, np.ndarray]
+    scores: dict[str, float]
+    thresholds: dict[str, float]
     map_name: str
-    fused: np.ndarray
-    normality: tuple[np.ndarray, ...]
-    abnormality: tuple[np.ndarray, ...]
+    size: tuple[int, int]
     path: Path | None = None
+
+    @property
+    def score(self) -> float:
+        return self.scores[self.map_name]
+
+    @property
+    def threshold(self) -> float:
+        return self.thresholds[self.map_name]
 
     @property
     def is_anomalous(self) -> bool:
         return self.score > self.threshold
 
+    @property
+    def map(self) -> np.ndarray:
+        """The map that decides, (H, W) in [0, 1], in the size of the image."""
+        return self.full(self.map_name)
+
+    @property
+    def fused(self) -> np.ndarray:
+        """DMDD's map, (H, W) in [0, 1]."""
+        return self.full("fused")
+
+    @property
+    def normality(self) -> np.ndarray:
+        """The map of the normality branch, (H, W)."""
+        return self.full("normality")
+
+    @property
+    def abnormality(self) -> np.ndarray:
+        """The map of the abnormality branch, (H, W)."""
+        return self.full("abnormality")
+
+    @property
+    def plus(self) -> np.ndarray | None:
+        """DMDD+'s map, (H, W) in [0, 1]; None for a detector without."""
+        return self.full("plus") if "plus" in self.maps else None
+
+    def full(self, name: str) -> np.ndarray:
+        """A map in the size of the image, (H, W) float32, bilinear."""
+        values = torch.from_numpy(self.maps[name])[None, None]
+        return F.interpolate(values, self.size, mode="bilinear")[0, 0].numpy()
+
 
 class Detector:
-    """Finds and outlines defects. `threshold` splits good from anomalous image scores, see
-    `decisive_map`."""
+    """Finds and outlines defects. model: the trained DMDD; plus: DMDD+ or None; thresholds: by map name,
+    they separate good from anomalous image scores."""
 
-    def __init__(self, model: DMDD, threshold: float = 0.5):
+    def __init__(self, model: DMDD, plus=None, thresholds: dict[str, float] | None = None):
         self.model = model.eval().to(memory_format=torch.channels_last)
-        self.config, self.threshold = model.config, float(threshold)
+        self.plus = None if plus is None else plus.eval()
+        self.config = model.config
+        self.thresholds = thresholds or dict.fromkeys(map_names(self.config), 0.5)
 
     @property
     def device(self) -> torch.device:
         return self.model.teacher.mean.device
 
+    @property
+    def threshold(self) -> float:
+        """Of the map that decides."""
+        return self.thresholds[decisive_map(self.config)]
+
     @classmethod
-    def calibrated(cls, model: DMDD, good: Tensor, trained_on: bool = False) -> "Detector":
-        """Threshold = the `threshold_quantile` of the scores of held-out good images, uint8 (N, 3, S, S).
-        trained_on: they are training images, nothing was held out. [ours]"""
-        detector = cls(model)
-        found = (detector.device_maps(batch, trained_on)[1] for batch in good.split(8))
-        scores = torch.cat([scores[decisive_map(model.config)] for scores in found])
-        detector.threshold = scores.cpu().double().quantile(model.config.threshold_quantile).item()
+    def calibrated(cls, model: DMDD, plus, good: Tensor) -> "Detector":
+        """Thresholds = the highest scores of held-out good images, uint8 (N, 3, S, S). [ours]"""
+        detector = cls(model, plus)
+        found = [detector.device_maps(batch)[1] for batch in good.split(8)]
+        names = map_names(model.config)
+        detector.thresholds = {n: torch.cat([s[n] for s in found]).cpu().double().max().item() for n in names}
         return detector
 
-    def output(self, images: Tensor, trained_on: bool = False) -> ModelOutput:
-        """The model's own output, on its device, for images uint8 (B, 3, S, S); trained_on as in DMDD."""
+    @torch.inference_mode()
+    def output(self, images: Tensor):
+        """The networks' own outputs, on their device, of images uint8 (B, 3, S, S): ModelOutput, and
+        PlusOutput or None."""
         with autocast(self.device, self.config.precision):
-            return self.model(unit_range(images, self.device), trained_on)
+            images = unit_range(images, self.device)
+            features = self.model.teacher(images)
+            output = self.model.of_features(images, features)
+            return output, None if self.plus is None else self.plus(output.fused, features)
 
     def maps(self, images: Tensor):
-        """Images uint8 (B, 3, S, S), S = image_size -> (maps, scores, output): the smoothed maps
-        (B, S, S) and their image scores (B,) by name on the CPU, and the model's own output."""
-        *found, output = self.device_maps(images)
+        """Images uint8 (B, 3, S, S), S = image_size -> smoothed maps (B, S, S) and image scores (B,), by name
+        on the CPU, and the networks' own outputs, as of `output`."""
+        *found, outputs = self.device_maps(images)
         maps, scores = ({name: values.cpu() for name, values in part.items()} for part in found)
-        return maps, scores, output
+        return maps, scores, outputs
 
     @torch.inference_mode()
-    def device_maps(self, images: Tensor, trained_on: bool = False):
-        """What `maps` returns, all of it on the model's device, which need not have computed it yet."""
-        output = self.output(images, trained_on)
+    def device_maps(self, images: Tensor):
+        """What `maps` returns, all of it on the model's device, which may still be computing it."""
+        outputs = output, plus = self.output(images)
         maps = full_size_maps(output, self.config)
-        scores = {name: image_scores(m, self.config) for name, m in maps.items()}
-        return maps, scores, output
+        if plus is not None:
+            from .plus.fusion import plus_maps
+
+            maps |= plus_maps(plus, self.config)
+        maps = {name: maps[name] for name in map_names(self.config)}
+        return maps, {name: image_scores(m) for name, m in maps.items()}, outputs
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
         """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))
@@ -127,38 +189,37 @@ class Detector:
             originals = [_read(source, start + i, len(images)) for i, source in enumerate(sources, 1)]
             size = self.config.image_size
             batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
-            maps, scores, output = self.maps(batch)
-            name = decisive_map(self.config)
+            maps, scores, _ = self.maps(batch)
             for i, (source, image) in enumerate(zip(sources, originals, strict=True)):
-                full = {n: maps[n][i][None, None] for n in dict.fromkeys((name, "fused"))}
-                full = {n: F.interpolate(m, image.shape[1:], mode="bilinear")[0, 0] for n, m in full.items()}
                 yield Prediction(
-                    float(scores[name][i]),
-                    self.threshold,
-                    full[name].numpy(),
-                    name,
-                    full["fused"].numpy(),
-                    tuple(m[i].float().cpu().numpy() for m in output.normality),
-                    tuple(m[i].float().cpu().numpy() for m in output.abnormality),
+                    {name: values[i].numpy() for name, values in maps.items()},
+                    {name: values[i].item() for name, values in scores.items()},
+                    self.thresholds,
+                    decisive_map(self.config),
+                    tuple(image.shape[1:]),
                     Path(source) if isinstance(source, str | Path) else None,
                 )
 
     def save(self, folder: str | Path) -> Path:
         """Write model.safetensors (teacher included, so that loading needs no network) and config.json, which
-        names the other's SHA-256: one of them with another training's is noticed."""
+        holds the SHA-256 of the former, so that files of two trainings are not mixed."""
         folder = Path(folder)
-        state = {name: t.detach().cpu().contiguous() for name, t in self.model.state_dict().items()}
+        state = {name: t.detach().cpu().contiguous() for name, t in self._networks().state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-        settings = {"format": FORMAT, "threshold": self.threshold, "config": self.config.to_dict()}
+        settings = {"format": FORMAT, "thresholds": self.thresholds, "config": self.config.to_dict()}
         write_json(folder / SETTINGS, {**settings, "sha256": _sha256(folder / WEIGHTS)})
         return folder
+
+    def _networks(self) -> torch.nn.ModuleDict:
+        plus = {} if self.plus is None else {"plus": self.plus}
+        return torch.nn.ModuleDict({"dmdd": self.model, **plus})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "auto") -> "Detector":
         """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
-        `teacher_weights` of its configuration. Raises DetectorError naming what is wrong."""
+        `teacher_weights` of its configuration. Raises DetectorError naming the problem."""
         folder, place = Path(folder), resolve_device(device)
-        config, threshold, sha256 = _read_settings(folder)
+        config, thresholds, sha256 = _read_settings(folder)
         try:
             state = read_tensors(folder / WEIGHTS)
         except WeightsError as error:
@@ -166,7 +227,7 @@ class Detector:
         try:
             teacher = empty_teacher(config.teacher, config.teacher_options)
             with torch.device("meta"):  # no memory before the file is known to fit
-                needed = build_model(config, teacher).state_dict()
+                needed = _build(config, teacher)._networks().state_dict()
         except Exception as error:  # timm and torch raise a dozen types
             raise DetectorError(f"{folder / SETTINGS} is of no network that can be built: {error}") from error
         if wrong := misfits(state, needed):
@@ -174,22 +235,33 @@ class Detector:
                 f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {wrong}; both files must come from "
                 "the same training"
             )
-        if sha256 not in (None, _sha256(folder / WEIGHTS)):
+        if sha256 != _sha256(folder / WEIGHTS):
             raise DetectorError(
                 f"{folder / WEIGHTS} is not the file that {folder / SETTINGS} was written for; both files "
                 "must come from the same training: copy both or train it again"
             )
-        model = build_model(config, teacher)
-        model.load_state_dict(state)
-        return cls(model.to(place), threshold)
+        detector = _build(config, teacher)
+        detector._networks().load_state_dict(state)
+        plus = None if detector.plus is None else detector.plus.to(place)
+        return cls(detector.model.to(place), plus, thresholds)
+
+
+def _build(config: Config, teacher) -> Detector:
+    """A detector without weights."""
+    plus = None
+    if config.plus is not None:
+        from .plus.fusion import Plus
+
+        plus = Plus(config, teacher.info)
+    return Detector(build_model(config, teacher), plus)
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()  # hashlib.file_digest needs Python 3.11
 
 
 def _read(source, place: int, count: int) -> Tensor:
-    """`read_image`; an error names the place of an image that has no path, if there are several."""
+    """`read_image`; an error names the position of an image that has no path, if there are several."""
     try:
         return read_image(source)
     except ValueError as error:
@@ -199,24 +271,20 @@ def _read(source, place: int, count: int) -> Tensor:
         raise kind(f"image {place} of {count}: {error}") from error
 
 
-def _read_settings(folder: Path) -> tuple[Config, float, str | None]:
-    """Configuration, threshold, and the SHA-256 of the weights, which detectors of before did not name."""
-    if not folder.is_dir():
-        raise DetectorError(f"{folder} is no folder; give the folder that Detector.save or train wrote")
+def _read_settings(folder: Path) -> tuple[Config, dict[str, float], str]:
+    """Configuration, thresholds, and the SHA-256 of the weights. Raises DetectorError."""
     path = folder / SETTINGS
     if not path.is_file():  # nor a pipe or a device, which may never end
         raise DetectorError(f"{path} does not exist; give the folder that Detector.save or train wrote")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
-            raise ValueError(
-                f"format {settings['format']!r}, not {FORMAT}; train it again, or update dmdd_lite if it is "
-                "newer"
-            )
-        threshold = settings["threshold"]
-        if type(threshold) not in (int, float) or not math.isfinite(threshold):
-            raise ValueError(f"threshold must be a finite number, got {threshold!r}")
-        return Config.from_dict(settings["config"]), float(threshold), settings.get("sha256")
+            raise ValueError(f"format {settings['format']!r}, not {FORMAT}: another version, train it again")
+        config, thresholds = Config.from_dict(settings["config"]), settings["thresholds"]
+        numbers = [thresholds[name] for name in map_names(config)]
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"thresholds must be finite numbers, got {thresholds!r}")
+        return config, dict(zip(map_names(config), map(float, numbers), strict=True)), settings["sha256"]
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:

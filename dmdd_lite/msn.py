@@ -1,6 +1,6 @@
-"""The Multi-perception Segmentation Network (MSN): the branches' anomaly maps at three scales to one.
+"""The Multi-perception Segmentation Network (MSN): the branches' anomaly maps at three scales to one map.
 
-'Focused fusion of the anomaly maps by multiple attention' is all that the paper's abstract says [paper];
+'Focused fusion of the anomaly maps by multiple attention' is all that the paper's abstract states [paper];
 perceptions, the kinds of attention and the mix with the plain mean are ours [ours].
 
 Legend: B images, K maps (normality and abnormality, each fine to coarse: 6), P perceptions of W channels,
@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .config import Config
 from .losses import Features, stack_maps
 
-GAIN, BIAS = 2.0, -3.0  # of the logit at first: e^1.5 times the usual distance is as likely damaged as not
+GAIN, BIAS = 2.0, -3.0  # of the logit at the start: e^1.5 times the mean distance has probability 0.5
 SLOPE = 10.0  # of the plain logit, per unit of mean distance
 FLOOR = 0.02  # added to distances before their logarithm
-RELATIVE = 0.4  # fraction of an image's own level that is subtracted from its maps
+RELATIVE = 0.4  # fraction of an image's own lower quartile that is subtracted from its maps
+PERCEPTIONS, WIDTH = (1, 2, 4), 16  # dilations of the perceptions, and channels of each
 
 
 class MSNOutput(NamedTuple):
@@ -35,15 +35,8 @@ class MSNInputs(NamedTuple):
     plain: Tensor
 
 
-def average(x: Tensor, dims) -> Tensor:
-    """x.mean(dims, keepdim=True); as a sum whose gradient is divided before it is spread, because the other
-    order loses the channels-last layout, which makes every step after it slow."""
-    total = x.sum(dims, keepdim=True)
-    return total * (total.numel() / x.numel())
-
-
 class ChannelAttention(nn.Module):
-    """Squeeze and excitation: one gate in (0, 1) a channel from the image's mean and maximum. [ours]"""
+    """Squeeze and excitation: one gate in (0, 1) per channel from the image's mean and maximum. [ours]"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -53,12 +46,12 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = self.gate(average(x, (2, 3))) + self.gate(nn.functional.adaptive_max_pool2d(x, 1))
+        pooled = self.gate(_mean(x, (2, 3))) + self.gate(nn.functional.adaptive_max_pool2d(x, 1))
         return pooled.sigmoid()  # B, C, 1, 1
 
 
 class SpatialAttention(nn.Module):
-    """One gate in (0, 1) a pixel from the channels' mean and maximum around it. [ours]"""
+    """One gate in (0, 1) per pixel from the mean and the maximum of the channels around it. [ours]"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -66,11 +59,11 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         highest = x.movedim(1, -1).max(-1).values[:, None]  # amax counts ties, at several times the cost
-        return self.gate(torch.cat((average(x, 1), highest), dim=1)).sigmoid()  # B, 1, H, W
+        return self.gate(torch.cat((_mean(x, 1), highest), dim=1)).sigmoid()  # B, 1, H, W
 
 
 class CoordinateAttention(nn.Module):
-    """A gate a row times a gate a column, for every channel: where along each axis to look. [ours]"""
+    """A gate per row times a gate per column, for every channel: where to look along each axis. [ours]"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -80,14 +73,14 @@ class CoordinateAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # as (B, H, W, C), where sums along one axis of the image, here and in the gradient, are fast
-        across, down = (average(x.movedim(1, -1), axis).movedim(-1, 1) for axis in (2, 1))
+        across, down = (_mean(x.movedim(1, -1), axis).movedim(-1, 1) for axis in (2, 1))
         rows, columns = self.rows(self.squeeze(across)), self.columns(self.squeeze(down))
         gates = rows.movedim(1, -1).sigmoid() * columns.movedim(1, -1).sigmoid()
         return gates.movedim(-1, 1)  # B, C, H, W
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at an 8 x 8 summary of the image; the answer gates each channel. [ours]"""
+    """Every pixel attends to an 8 x 8 summary of the image; the result gates each channel. [ours]"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -99,8 +92,8 @@ class SelfAttention(nn.Module):
         q, k, v = (
             f.flatten(2).transpose(1, 2) for f in (self.query(x), self.key(summary), self.value(summary))
         )
-        answer = nn.functional.scaled_dot_product_attention(q, k, v)  # B, H W, C
-        return answer.transpose(1, 2).reshape(x.shape).sigmoid()
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)  # B, H W, C
+        return attended.transpose(1, 2).reshape(x.shape).sigmoid()
 
 
 ATTENTIONS = {
@@ -111,13 +104,20 @@ ATTENTIONS = {
 }
 
 
-class Calibration(nn.Module):
-    """Distances of both branches and all scales made comparable before they are fused. [ours]
+def _mean(x: Tensor, dims) -> Tensor:
+    """x.mean(dims, keepdim=True); as a sum whose gradient is divided before it is expanded, because the other
+    order loses the channels-last layout, which makes every later step slow."""
+    total = x.sum(dims, keepdim=True)
+    return total * (total.numel() / x.numel())
 
-    forward: K maps (B, H_k, W_k), distances >= 0 -> MSNInputs, detached. A calibrated map is
-    log(d + FLOOR), less RELATIVE times the image's own level (the lower quartile of its map), less the mean
-    of that on good images: 1 is a distance e times as large as usual. plain: SLOPE times the mean distance
-    above that of good images, plus BIAS.
+
+class Calibration(nn.Module):
+    """Makes the distances of both branches and all scales comparable before they are fused. [ours]
+
+    forward: K maps (B, H_k, W_k), distances >= 0 -> MSNInputs, detached. A calibrated map is log(d + FLOOR),
+    less RELATIVE times the lower quartile of the image's own map, less the mean of that on good images: 1 is
+    e times the mean distance of good images. plain: SLOPE times the mean distance above that of good images,
+    plus BIAS.
     """
 
     def __init__(self, maps: int = 6):
@@ -127,18 +127,18 @@ class Calibration(nn.Module):
 
     def forward(self, maps: Features) -> MSNInputs:
         size = maps[0].shape[1:]
-        logs = stack_maps(logarithms(maps), size) - self.level[:, None, None]
+        logs = stack_maps(relative_logarithms(maps), size) - self.level[:, None, None]
         distance = stack_maps([m.detach().float() for m in maps], size).mean(1)
         return MSNInputs(logs, SLOPE * (distance - self.distance) + BIAS)
 
     @torch.no_grad()
     def observe(self, maps: Features, weight: float = 1.0):
         """Update the levels from maps of good images. weight: of these in the running means, at first 1."""
-        self.level.lerp_(torch.stack([m.mean() for m in logarithms(maps)]), weight)
+        self.level.lerp_(torch.stack([m.mean() for m in relative_logarithms(maps)]), weight)
         self.distance.lerp_(torch.stack([m.float().mean() for m in maps]).mean(), weight)
 
 
-def logarithms(maps: Features, floor: float = FLOOR) -> tuple[Tensor, ...]:
+def relative_logarithms(maps: Features, floor: float = FLOOR) -> tuple[Tensor, ...]:
     """log(d + floor) of distances (B, H_k, W_k), detached, less RELATIVE times its lower quartile."""
     logs = [(m.detach().float() + floor).log() for m in maps]
     return tuple(m - RELATIVE * lower_quartile(m) for m in logs)
@@ -150,42 +150,25 @@ def lower_quartile(maps: Tensor) -> Tensor:
     return flat.kthvalue(-(-flat.shape[1] // 4), dim=1).values[:, None, None]
 
 
-def fuse(logits: Tensor, plain: Tensor, skip: float) -> Tensor:
-    """The fused map in [0, 1]: logits of the network and of the plain mean, the latter with weight `skip`."""
-    return torch.lerp(logits.float(), plain, skip).sigmoid()
-
-
-class WeightedSum(nn.Module):
-    """The least that learns to fuse: one weight per map and a bias; used as the MSN. [ours]"""
-
-    def __init__(self, maps: int = 6):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(maps)), nn.Parameter(torch.tensor(BIAS))
-
-    def forward(self, maps: Tensor) -> MSNOutput:
-        weights = self.weight[:, None, None].expand_as(maps)
-        return MSNOutput(GAIN * (weights * maps).mean(1) + self.bias, weights)
+def fuse(logits: Tensor, plain: Tensor, plain_weight: float) -> Tensor:
+    """The fused map in [0, 1]: logits of the MSN and of the plain mean, the latter with weight
+    `plain_weight`."""
+    return torch.lerp(logits.float(), plain, plain_weight).sigmoid()
 
 
 class MSN(nn.Module):
-    """MSN. forward: calibrated, detached maps (B, K, H, W) -> MSNOutput.
+    """forward: calibrated, detached maps (B, K, H, W) -> MSNOutput.
 
     Attention re-weights the maps, pixel by pixel, and the logit is their weighted mean: the network cannot
-    see a defect where no map does. Untrained every weight is 1. [ours]
+    see a defect where no map does. Untrained, every weight is 1. [ours]
     """
 
-    def __init__(
-        self,
-        maps: int = 6,
-        width: int = 16,
-        perceptions=(1, 2, 4),
-        attentions=("channel", "spatial", "coordinate"),
-    ):
+    def __init__(self, maps: int = 6, attentions=("channel", "spatial", "coordinate")):
         super().__init__()
-        channels = width * len(perceptions)
+        channels = WIDTH * len(PERCEPTIONS)
         self.perceptions = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(maps, width, 3, padding=d, dilation=d), nn.ReLU(inplace=True))
-            for d in perceptions
+            nn.Sequential(nn.Conv2d(maps, WIDTH, 3, padding=d, dilation=d), nn.ReLU(inplace=True))
+            for d in PERCEPTIONS
         )
         self.attentions = nn.ModuleDict({name: ATTENTIONS[name](channels) for name in attentions})
         self.reweight = nn.Conv2d(channels, maps, 1)
@@ -199,10 +182,3 @@ class MSN(nn.Module):
             seen = seen * (1 + attention(seen))
         weights = 1 + torch.tanh(self.reweight(seen))  # B, K, H, W
         return MSNOutput(self.gain * (weights * maps).mean(1) + self.bias, weights)
-
-
-def build_msn(config: Config, maps: int = 6) -> nn.Module:
-    """The fusion that `config.msn` names, of so many maps."""
-    if config.msn == "weighted":
-        return WeightedSum(maps)
-    return MSN(maps, config.msn_width, config.msn_perceptions, config.msn_attention)

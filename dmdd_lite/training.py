@@ -1,4 +1,4 @@
-"""Training a category: loaded if finished, resumed if interrupted; progress, checkpoints, the detector."""
+"""Training a category: both stages in one loop; loaded if finished, resumed if interrupted."""
 
 import copy
 import dataclasses
@@ -6,14 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from .checkpoints import (
     CHECKPOINT,
+    FORMAT,
     TrainingError,
-    kept,
+    check_same,
     load_checkpoint,
     load_finished,
     own_folder,
@@ -21,36 +24,36 @@ from .checkpoints import (
     save_finished,
 )
 from .config import Config, student_differences
+from .data.training import TrainingData, load_training_data
 from .detector import Detector
+from .losses import Features, aim_loss, msn_loss, ngm_loss
 from .model import DMDD, build_model
-from .student import is_standardised
-from .teacher import Teacher, build_teacher
-from .trainer import Losses, Trainer, learning_rate_factor
-from .training_data import PairSource, TrainingData, load_training_data
-from .utils import Progress, resolve_device
+from .pairs import Pairs, PairSource
+from .student import start_at_statistics
+from .teacher import build_teacher
+from .utils import Progress, autocast, keep_freed_memory, precision_of, resolve_device
 
-__all__ = [
-    "LossReader",
-    "PairSource",
-    "Trainer",
-    "Training",
-    "TrainingData",
-    "TrainingError",
-    "learning_rate_factor",
-    "load_training_data",
-    "refit_msn",
-    "run",
-    "snapshot",
-    "train",
-]
+TRAINED = ("student", "calibration", "msn")  # networks that a checkpoint holds
+LOG_EVERY = 10  # iterations between two readings of the losses
+LEVEL_IMAGES = 128  # maximum number of training images from which stage 2 takes the levels of the maps
+WARM_UP = 0.05  # fraction of either stage with a rising learning rate [ours]
+BETAS = (0.5, 0.999)  # of Adam [authors]
 
-LOG_EVERY = 10  # iterations between two looks at the losses
+
+class Losses(NamedTuple):
+    """Scalars of one iteration; msn is NaN in stage 1, the others in stage 2. aim_inside and aim_outside are
+    the parts of L_AIM of the anomalous view."""
+
+    ngm: Tensor | float = math.nan
+    aim: Tensor | float = math.nan
+    msn: Tensor | float = math.nan
+    aim_inside: Tensor | float = math.nan
+    aim_outside: Tensor | float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What `train` returns: the detector, the losses (columns iteration, ngm, aim, msn, aim_inside and
-    aim_outside), the cost."""
+    """What `train` returns: the detector, the losses (columns iteration and those of `Losses`), the cost."""
 
     detector: Detector
     history: pd.DataFrame
@@ -58,61 +61,158 @@ class Training:
     pairs_per_second: float
 
 
-class LossReader:
-    """Brings the losses of a trainer into its history without ever stopping the device: `read` starts a copy
-    of the newest ones and takes in those of the call before, which have arrived by then.
+class Trainer:
+    """The state of one run, advanced by `step`: stage 1, the first `student_iterations`, distils both
+    branches; in stage 2 the MSN learns on the maps of the finished student."""
 
-    Raises TrainingError at a loss that is not finite.
-    """
+    def __init__(self, config: Config, model: DMDD, data: TrainingData):
+        self.config, self.data, self.device = config, data, data.images.device
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # sizes are fixed
+        else:
+            keep_freed_memory()
+        self.model = model.to(self.device, memory_format=torch.channels_last).train()
+        self.pairs = PairSource(config, data.images, data.foreground, data.textures)
+        self.optimizers = {
+            "student": torch.optim.Adam(model.student.parameters(), config.learning_rate, BETAS, fused=True),
+            "msn": torch.optim.Adam(model.msn.parameters(), config.msn_learning_rate, BETAS, fused=True),
+        }
+        self.teacher, self.student = model.teacher, model.student
+        if config.compile:
+            self.teacher, self.student = torch.compile(model.teacher), torch.compile(model.student)
+        self.known = self._known_features()
+        start_at_statistics(model.student, self._good_features)
+        self.iteration, self.seconds = 0, 0.0
+        self.history: list[list[float]] = []
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.waiting: list[tuple[int, torch.Tensor]] = []  # on the device
-        self.coming: tuple[list[int], torch.Tensor, torch.cuda.Event | None] | None = None
+    @property
+    def stage(self) -> str:
+        return "student" if self.iteration < self.config.student_iterations else "msn"
 
-    def add(self, iteration: int, losses: Losses):
-        self.waiting.append((iteration, torch.stack(losses)))
+    def step(self) -> Losses:
+        """One iteration: pairs, losses, gradients, and a step of the network that learns in this stage."""
+        if self.stage == "msn" and self.model.training:
+            self._finish_student()
+        optimizer = self.optimizers[self.stage]
+        base = self.config.learning_rate if self.stage == "student" else self.config.msn_learning_rate
+        for group in optimizer.param_groups:
+            group["lr"] = base * learning_rate_factor(self.config, self.iteration)
+        optimizer.zero_grad(set_to_none=True)
+        pairs = self.pairs.batch(self.iteration)
+        losses = (self.student_losses if self.stage == "student" else self.msn_losses)(pairs, self.iteration)
+        optimizer.step()
+        self.iteration += 1
+        return losses
 
-    def read(self, everything: bool = False):
-        """everything: wait for the newest ones too."""
-        self._take_in()
-        if self.waiting:
-            iterations, losses = zip(*self.waiting, strict=True)
-            self.coming = (list(iterations), *self._send(torch.stack(losses)))
-            self.waiting.clear()
-        if everything or self.trainer.device.type != "cuda":
-            self._take_in()
+    def student_losses(self, pairs: Pairs, step: int | None = None) -> Losses:
+        """Stage 1: L_NGM + lambda L_AIM of both views [paper]; their gradients are added to the student's.
 
-    @staticmethod
-    def _send(losses: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-        if losses.device.type != "cuda":
-            return losses.cpu(), None
-        arrived = torch.cuda.Event()
-        copy = torch.empty(losses.shape, pin_memory=True).copy_(losses, non_blocking=True)
-        arrived.record(torch.cuda.current_stream(losses.device))
-        return copy, arrived
+        Batch norm sees one view at a time [authors], and only one view's activations are in memory."""
+        nothing = torch.zeros_like(pairs.mask)
+        views = [(pairs.normal, nothing), (pairs.anomalous, pairs.mask)][: 1 + self.config.pairs]
+        with autocast(self.device, self.config.precision):
+            features = self.teacher_features([images for images, _ in views], step)
+        ngm = aim = torch.zeros((), device=self.device)
+        for (images, mask), seen in zip(views, features, strict=True):
+            with autocast(self.device, self.config.precision):
+                normality, abnormality = self.student(images, seen)
+            view_ngm = ngm_loss(normality, features[0], mask) if normality else ngm * 0
+            view_aim = aim_loss(abnormality, seen, mask) if abnormality else (ngm * 0,) * 3
+            (view_ngm + self.config.aim_weight * view_aim[0]).backward()
+            ngm, aim = ngm + view_ngm.detach(), aim + view_aim[0].detach()
+        return Losses(ngm, aim, aim_inside=view_aim[1].detach(), aim_outside=view_aim[2].detach())
 
-    def _take_in(self):
-        if self.coming is None:
+    def msn_losses(self, pairs: Pairs, step: int | None = None) -> Losses:
+        """Stage 2: L_MSN on the maps of the finished student, of normal and altered views; its gradients are
+        added to the MSN's."""
+        views = [pairs.normal, self.pairs.altered(pairs, self.iteration)]
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            maps = []
+            for images, features in zip(views, self.teacher_features(views, step), strict=True):
+                maps.append(self.model.calibration(sum(self.model.branch_maps(images, features), ())).maps)
+        masks = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
+        with autocast(self.device, self.config.precision):
+            logits = self.model.msn(torch.cat(maps)).logits
+        loss = msn_loss(logits, masks)
+        loss.backward()
+        return Losses(msn=loss.detach())
+
+    def teacher_features(self, views: list[Tensor], step: int | None = None) -> list[Features]:
+        """T(x_n), and T of the other view; the former from memory if it is kept and the pairs are those of
+        `step`."""
+        views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        if self.known is None or step is None:
+            return [self.teacher(view) for view in views]
+        index = self.pairs.indices(step).to(self.device)
+        return [tuple(f[index] for f in self.known), *(self.teacher(view) for view in views[1:])]
+
+    def _finish_student(self):
+        """The student is as it will be used; the MSN learns with the levels of the training images."""
+        self.model.eval()
+        if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
+            self.model.calibrate(self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)])
+
+    @torch.no_grad()
+    def _known_features(self) -> Features | None:
+        """T of all training images, (N, C_k, H_k, W_k) per scale, because they never change; None where they
+        would not fit into `feature_memory`, or the run sees no image twice."""
+        config, count, info = self.config, len(self.data.images), self.model.teacher.info
+        low = precision_of(self.device, config.precision) is torch.bfloat16
+        cells = [c * (config.image_size // s) ** 2 for c, s in zip(info.channels, info.strides, strict=True)]
+        size = count * sum(cells) * (2 if low else 4)
+        if size > 1e9 * config.feature_memory or config.iterations * config.batch_size < count:
+            return None
+        parts = [[f.bfloat16() if low else f for f in features] for features in self._good_features()]
+        return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
+
+    def _good_features(self):
+        """T of all training images, batch by batch."""
+        if getattr(self, "known", None) is not None:
+            yield from zip(*(scale.split(8) for scale in self.known), strict=True)
             return
-        iterations, losses, arrived = self.coming
-        self.coming = None
-        if arrived is not None:
-            arrived.synchronize()
-        for iteration, row in zip(iterations, losses.tolist(), strict=True):
-            self._check(iteration, row)
-            self.trainer.history.append([iteration, *row])
+        for images in self.data.images.split(8):
+            with autocast(self.device, self.config.precision):  # ends before the yield, or it would leak
+                features = next(self.model.teacher.stream(images))
+            yield features
 
-    def _check(self, iteration: int, row: list[float]):
-        config = self.trainer.config
-        for name, value in zip(Losses._fields, row, strict=True):
-            off = (name == "msn") == (iteration < config.student_iterations)  # not a loss of this stage
-            if not math.isfinite(value) and not off:
-                remedy = _remedy(config, of_msn=name == "msn")
-                raise TrainingError(
-                    f"L_{name.upper()} is {value} at iteration {iteration}: {remedy}; "
-                    "the last checkpoint is intact"
-                )
+    def state(self) -> dict:
+        """Plain tensors and numbers from which `restore` continues to the same weights."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "data": self.data.fingerprint,
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "history": self.history,
+            "networks": {
+                name: getattr(self.model, name).state_dict() for name in ("student", "calibration", "msn")
+            },
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+        }
+
+    def restore(self, state: dict):
+        """Raises TrainingError if the state is of another version, configuration or data."""
+        if state.get("format") != FORMAT:
+            raise TrainingError("the checkpoint is of another version of dmdd-lite, train again")
+        check_same(Config.from_dict(state["config"]), self.config, state["data"], self.data.fingerprint)
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.history = [list(row) for row in state["history"]]
+        for name, values in state["networks"].items():
+            getattr(self.model, name).load_state_dict(values)
+        for name, values in state["optimizers"].items():
+            self.optimizers[name].load_state_dict(values)
+
+
+def learning_rate_factor(config: Config, iteration: int) -> float:
+    """Fraction of the full learning rate: in either stage a linear warm-up, then half a cosine to zero, so
+    that the last iteration is a settled one. [ours]"""
+    length = config.student_iterations
+    if iteration >= length:
+        iteration, length = iteration - length, config.iterations - length
+    warm = WARM_UP * length
+    if iteration < warm:
+        return (iteration + 1) / math.ceil(warm)
+    return 0.5 + 0.5 * math.cos(math.pi * (iteration - warm) / (length - warm))
 
 
 def run(
@@ -125,40 +225,51 @@ def run(
     """Advance to the last iteration; every `every` iterations and after the last one, call `watch` with the
     trainer, then save the state, each if it is given.
 
-    The watch sees losses that are all read, and its time is not counted in `trainer.seconds`. It must leave
-    the trainer as it is, see `snapshot`. A run stopped in the middle of a watch meets it again when it is
-    resumed. Raises TrainingError when a loss or a weight is not finite; such a state is neither watched nor
-    saved.
+    Raises TrainingError when a loss or a weight is not finite; such a state is neither watched nor saved.
     """
-    config, losses, saved = trainer.config, LossReader(trainer), trainer.iteration
+    config, losses, saved = trainer.config, [], trainer.iteration
     began = time.perf_counter() - trainer.seconds
     with Progress(config.iterations, "training", trainer.iteration, progress) as bar:
         try:
             while trainer.iteration < config.iterations:
-                losses.add(trainer.iteration, trainer.step())
+                losses.append((trainer.iteration, trainer.step()))
                 last = trainer.iteration == config.iterations
                 due = last or (bool(checkpoint or watch) and trainer.iteration % every == 0)
                 if due or trainer.iteration % LOG_EVERY == 0:
-                    losses.read(everything=due)
-                    if due:
-                        _check_weights(trainer)
+                    _read_losses(trainer, losses)
                     trainer.seconds = time.perf_counter() - began
-                    bar.update(trainer.iteration, _told(trainer.history))
-                if due and watch:
-                    watch(trainer)
-                    began = time.perf_counter() - trainer.seconds
-                if due and checkpoint:
-                    with kept(saved):
-                        save_checkpoint(checkpoint, trainer)
-                    saved = trainer.iteration
+                    bar.update(trainer.iteration, _described(trainer.history[-1]))
+                if due:
+                    _check_weights(trainer)
+                    if watch:
+                        watch(trainer)
+                        began = time.perf_counter() - trainer.seconds  # its time does not count
+                    if checkpoint:
+                        save_checkpoint(checkpoint, trainer, saved)
+                        saved = trainer.iteration
         except KeyboardInterrupt:
             if checkpoint and checkpoint.exists():
-                print(f"\nstopped; the same call goes on from iteration {saved}")
+                print(f"\nstopped; the same call resumes from iteration {saved}")
             raise
 
 
+def _read_losses(trainer: Trainer, waiting: list):
+    """Move the losses of the last iterations from the device into the history."""
+    for iteration, losses in waiting:
+        row = [float(value) for value in losses]
+        for name, value in zip(Losses._fields, row, strict=True):
+            expected = (name == "msn") == (iteration >= trainer.config.student_iterations)
+            if expected and not math.isfinite(value):
+                raise TrainingError(
+                    f"L_{name.upper()} is {value} at iteration {iteration}: {_remedy(trainer.config, name)}; "
+                    "the last checkpoint is intact"
+                )
+        trainer.history.append([iteration, *row])
+    waiting.clear()
+
+
 def _check_weights(trainer: Trainer):
-    """A loss is that before its step: what the newest step made of the weights, no loss has told yet."""
+    """A loss is computed before its step: no loss shows what the newest step did to the weights."""
     networks = trainer.model.student, trainer.model.msn
     finite = [values.isfinite().all() for network in networks for values in network.state_dict().values()]
     if not torch.stack(finite).all():
@@ -168,36 +279,14 @@ def _check_weights(trainer: Trainer):
         )
 
 
-def _remedy(config: Config, of_msn: bool = False) -> str:
-    if of_msn:
-        return f"lower msn_learning_rate (now {config.msn_learning_rate})"
-    return f"lower learning_rate (now {config.learning_rate}) or set clip_norm=1"
+def _remedy(config: Config, loss: str = "") -> str:
+    name = "msn_learning_rate" if loss == "msn" else "learning_rate"
+    return f"lower {name} (now {getattr(config, name)})"
 
 
-def _told(history: list[list[float]]) -> str:
-    newest = zip(Losses._fields, history[-1][1:], strict=True) if history else ()
-    return "  ".join(f"{name} {value:.3f}" for name, value in newest if not math.isnan(value))
-
-
-def snapshot(trainer: Trainer) -> Detector:
-    """The calibrated detector that the training would return if it ended now, on a copy of the model:
-    calibrating changes levels and mode, and the trainer stays as it is. Twice the model's memory. [ours]"""
-    return _detector(copy.deepcopy(trainer.model), trainer.data)
-
-
-def _detector(model: DMDD, data: TrainingData) -> Detector:
-    """Levels and the threshold from held-out good images, from those of the training
-    where none were held out. Raises TrainingError if their scores are not finite."""
-    trained_on = not len(data.held_out)
-    good = data.images if trained_on else data.held_out
-    model.eval().calibrate(good, trained_on)
-    detector = Detector.calibrated(model, good, trained_on)
-    if not math.isfinite(detector.threshold):
-        raise TrainingError(
-            f"a good image's score is {detector.threshold}, the weights have grown out of all bounds: "
-            f"{_remedy(model.config)}, in another output folder"
-        )
-    return detector
+def _described(row: list[float]) -> str:
+    found = zip(Losses._fields, row[1:], strict=True)
+    return "  ".join(f"{name} {value:.3f}" for name, value in found if not math.isnan(value))
 
 
 def train(
@@ -214,18 +303,11 @@ def train(
     """Train on `<data_root>/<category>/train/good` and return a calibrated detector.
 
     With output_dir, the state is saved every `checkpoint_every` iterations. The same call then resumes an
-    interrupted run to the same weights (bit-equal on CPU), and loads a finished one, whose detector lies in
-    `<output_dir>/detector`; it says which.
+    interrupted run to the same weights (bit-equal on a CPU with the same number of threads and the same
+    versions), and loads a finished one, whose detector is `<output_dir>/detector`; it prints which.
 
-    watch: called with the trainer every `checkpoint_every` iterations and after the last one, with or without
-    output_dir; not for iterations that were done before, nor for a finished run. It must not change the
-    training: ask `snapshot(trainer)` for the detector of that moment. The weights are the same with it and
-    without (bit-equal on CPU).
-
-    The same call on a CPU with the same number of threads and the same versions gives the same bits, whatever
-    the global random generators, which it leaves alone, and the order of the file system's listings. Another
-    number of threads rounds differently, and training amplifies that, as a GPU and bf16 do; memory does not
-    grow with the iterations.
+    watch: called with the trainer every `checkpoint_every` iterations and after the last one; it must not
+    change the training. `snapshot(trainer)` is the detector of that moment.
 
     Raises before any work: DataError, TeacherError, ValueError, and TrainingError if the folder holds another
     run, cannot be written to, or is another process's; later TrainingError.
@@ -234,22 +316,23 @@ def train(
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
     data = load_training_data(config, data_root, category, texture_root, place, progress)
     folder = Path(output_dir) if output_dir else None
-    finished = load_finished(folder, config, data.fingerprint, place)
-    if not finished:
-        with own_folder(folder):
-            finished = load_finished(folder, config, data.fingerprint, place)  # by the one we waited for
-            if not finished:
-                trainer = _trainer(config, teacher, data, folder)
-                run(trainer, folder and folder / CHECKPOINT, checkpoint_every, progress, watch)
-                detector = _detector(trainer.model, data)
-                if folder:
-                    save_finished(folder, detector, trainer)
-                return _result(config, detector, trainer.history, trainer.seconds)
-    print(f"{folder}: loaded, trained before; delete the folder to train again")
-    return _result(config, *finished)
+    with own_folder(folder):
+        if finished := load_finished(folder, config, data.fingerprint, place):
+            print(f"{folder}: loaded, trained before; delete the folder to train again")
+            return _result(config, *finished)
+        teacher.to(place).standardise(data.images)
+        trainer = Trainer(config, build_model(config, teacher), data)
+        if folder and (folder / CHECKPOINT).exists():
+            load_checkpoint(folder / CHECKPOINT, trainer)
+            print(f"{folder}: resumes from iteration {trainer.iteration}")
+        run(trainer, folder and folder / CHECKPOINT, checkpoint_every, progress, watch)
+        detector = finish(trainer.model, data)
+        if folder:
+            save_finished(folder, detector, trainer)
+        return _result(config, detector, trainer.history, trainer.seconds)
 
 
-def refit_msn(
+def refit(
     detector: Detector,
     config: Config,
     data_root: str | Path,
@@ -258,12 +341,11 @@ def refit_msn(
     device: str = "auto",
     progress: bool = True,
 ) -> Training:
-    """What `train` returns for `config`, from a detector with the same student: only the fusion is trained,
-    on the maps of that student (bit-equal on CPU). The images must be those of its training. [ours]
+    """What `train` returns for `config`, from a detector with the same student: only the MSN is trained, and
+    DMDD+ fitted (bit-equal on CPU). The images must be those of its training. Nothing is saved. [ours]
 
-    The configuration may differ from the detector's in what the student's training never reads, see
-    `config.AFTER_STUDENT`: everything of the fusion, of position maps and of scores. Nothing is saved.
-    Raises ValueError if it differs in more, and as `train`.
+    Raises ValueError if the configuration differs from the detector's in more than `config.AFTER_STUDENT`,
+    and as `train`.
     """
     if changed := student_differences(detector.config, config):
         raise ValueError(
@@ -274,18 +356,30 @@ def refit_msn(
     trainer.model.student.load_state_dict(detector.model.student.state_dict())
     trainer.iteration = config.student_iterations
     run(trainer, progress=progress)
-    return _result(config, _detector(trainer.model, data), trainer.history, trainer.seconds)
+    return _result(config, finish(trainer.model, data), trainer.history, trainer.seconds)
 
 
-def _trainer(config: Config, teacher: Teacher, data: TrainingData, folder: Path | None) -> Trainer:
-    """A new one, or one that goes on from the checkpoint in the folder."""
-    if is_standardised(config, teacher.info):
-        teacher.to(data.images.device).standardise(data.images)
-    trainer = Trainer(config, build_model(config, teacher), data)
-    if folder and (folder / CHECKPOINT).exists():
-        load_checkpoint(folder / CHECKPOINT, trainer)
-        print(f"{folder}: goes on from iteration {trainer.iteration}")
-    return trainer
+def snapshot(trainer: Trainer) -> Detector:
+    """The detector that the training would return if it ended now, on a copy of the model. [ours]"""
+    return finish(copy.deepcopy(trainer.model), trainer.data)
+
+
+def finish(model: DMDD, data: TrainingData) -> Detector:
+    """The detector of a trained model: levels of the maps, DMDD+ unless plus=None, and the thresholds, from
+    held-out good images. Raises TrainingError if their scores are not finite."""
+    model.eval().calibrate(data.held_out)
+    plus = None
+    if model.config.plus is not None:
+        from .plus.fusion import fit_plus
+
+        plus = fit_plus(model, data.images, data.held_out)
+    detector = Detector.calibrated(model, plus, data.held_out)
+    if not all(map(math.isfinite, detector.thresholds.values())):
+        raise TrainingError(
+            f"the thresholds are {detector.thresholds}, the weights are too large: {_remedy(model.config)} "
+            "and use another output folder"
+        )
+    return detector
 
 
 def _result(config: Config, detector: Detector, history: list, seconds: float) -> Training:

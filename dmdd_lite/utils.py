@@ -162,3 +162,11 @@ class Progress(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         if self.bar is not None:
             self.bar.close()
+
+
+def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], values):
+    """The same nested tuples with every tensor changed."""
+    if isinstance(values, torch.Tensor):
+        return change(values)
+    changed = [map_tensors(change, value) for value in values]
+    return type(values)(*changed) if hasattr(values, "_fields") else tuple(changed)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import Config
-from ..losses import distillation_maps
+from ..losses import distance_maps
 from ..model import DMDD
 from ..teacher import empty_teacher
 from ..utils import precision_of
@@ -41,7 +41,7 @@ def pair_operations(config: Config) -> Operations:
         features = model.teacher(images)
     with FlopCounterMode(display=False) as learning:
         output = model.student(images, features)
-        maps = tuple(m for branch in output for m in distillation_maps(branch, features))
+        maps = tuple(m for branch in output for m in distance_maps(branch, features))
         sum(m.sum() for m in maps).backward()
     with FlopCounterMode(display=False) as looking, torch.no_grad():
         model.student(images, features)

@@ -16,10 +16,11 @@ from scipy import ndimage
 
 from ..data.images import read_image, read_mask
 from ..data.layout import Category
-from ..detector import Detector
+from ..detector import Detector, decisive_map, map_names
 from ..evaluation import Evaluation
-from ..model import ModelOutput, decisive_map, full_size_maps, image_scores, map_names
-from ..utils import Progress
+from ..model import ModelOutput, full_size_maps, image_scores
+from ..plus.fusion import PlusOutput, plus_maps
+from ..utils import Progress, map_tensors
 from .items import Item, find_items, read_bytes, shown
 
 ALL_SCALES = 0
@@ -30,13 +31,15 @@ SIDE = 512  # longest side of a shown picture
 
 class Seen(NamedTuple):
     """A predicted image: picture uint8 (h, w, 3) with a longest side of SIDE, the image's own (width,
-    height), maps (S, S) and scores by (name, scale), the output for one image, truth bool (S, S) or None."""
+    height), maps (S, S) and scores by (name, scale), the networks' outputs for one image, truth bool
+    (S, S) or None."""
 
     picture: np.ndarray
     size: tuple[int, int]
     maps: dict[tuple[str, int], np.ndarray]
     scores: dict[tuple[str, int], float]
     output: ModelOutput
+    plus: PlusOutput | None
     truth: np.ndarray | None
 
 
@@ -123,7 +126,7 @@ class Explorer:
             return self._seen[index]
         item, size = self.items[index], self.detector.config.image_size
         original = self._read(item)
-        maps, scores, output = self._predict([original])
+        maps, scores, (output, plus) = self._predict([original])
         truth = None
         if item.mask is not None:
             truth = read_mask(item.mask, size).numpy()
@@ -135,7 +138,7 @@ class Explorer:
         own = {key: values[0].numpy() for key, values in maps.items()}
         scored = {key: float(values[0]) for key, values in scores.items()}
         own_size = original.shape[2], original.shape[1]
-        seen = Seen(np.asarray(pixels), own_size, own, scored, output, truth)
+        seen = Seen(np.asarray(pixels), own_size, own, scored, output, plus, truth)
         self._seen[index] = seen
         while len(self._seen) > CACHED:
             self._seen.popitem(last=False)
@@ -187,15 +190,13 @@ class Explorer:
         return (low, high) if high > low else (low, low + 1e-6)
 
     def threshold(self, name: str = "", scale: int = ALL_SCALES) -> float:
-        """Where a threshold starts: the detector's own for its deciding map; else, by the rule that made that
-        one, the quantile of the scores of these good images. [ours]"""
-        if (name or self.decisive) == self.decisive:
-            return self.detector.threshold
+        """Where a threshold starts: the detector's own for a map over all scales; for a single scale, by the
+        same rule, the highest score of these good images. [ours]"""
+        if scale == ALL_SCALES:
+            return self.detector.thresholds[name or self.decisive]
         scores = self.scores(name, scale)[: self.count]
         good = [score for index, score in enumerate(scores) if not self.is_bad(index)]
-        if not good:
-            return float(np.median(scores))
-        return float(np.quantile(good, self.detector.config.threshold_quantile))
+        return float(max(good)) if good else float(np.median(scores))
 
     def read(self, index: int, threshold: float, name: str = "", scale: int = ALL_SCALES) -> Reading:
         """Regions (8-connected), precision and recall of the pixels above the threshold."""
@@ -224,7 +225,8 @@ class Explorer:
             rows, columns = maps[k].shape[1:]
             return float(maps[k][0, y * rows // height, x * columns // width])
 
-        kinds = (seen.output.normality, seen.output.abnormality, seen.output.position)
+        position = () if seen.plus is None else seen.plus.position
+        kinds = (seen.output.normality, seen.output.abnormality, position)
         return [Distance(scale, *(value(m, k) for m in kinds)) for k, scale in enumerate(self.scales[1:])]
 
     def neighbours(
@@ -250,16 +252,18 @@ class Explorer:
         config = self.detector.config
         pixels = [image.permute(1, 2, 0).numpy() for image in originals]
         batch = torch.stack([read_image(image, config.image_size) for image in pixels])
-        full, own, output = self.detector.maps(batch)
+        full, own, outputs = self.detector.maps(batch)
         maps, scores = ({(name, ALL_SCALES): part[name] for name in self.names} for part in (full, own))
-        output = output.apply(lambda m: m.float().cpu())
-        for k in range(1, len(self.scales)):
-            one = {kind: getattr(output, kind)[k - 1 : k] for kind in Distance._fields[1:]}
+        output, plus = (values and map_tensors(lambda m: m.float().cpu(), values) for values in outputs)
+        for k in range(len(self.scales) - 1):
+            one = {branch: getattr(output, branch)[k : k + 1] for branch in config.branches}
             full = full_size_maps(output._replace(**one), config)
-            single = {(name, k): full[name] for name in self.names if name not in WHOLE}
+            if plus is not None:
+                full |= plus_maps(plus._replace(position=plus.position[k : k + 1]), config)
+            single = {(name, k + 1): full[name] for name in self.names if name not in WHOLE}
             maps |= single
-            scores |= {key: image_scores(values, config) for key, values in single.items()}
-        return maps, scores, output
+            scores |= {key: image_scores(values) for key, values in single.items()}
+        return maps, scores, (output, plus)
 
     def _statistics(self, name: str, scale: int) -> np.ndarray:
         if (name, scale) not in self._rows:

@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 
-from ..plus.mix import POSITION_FLOOR
-from .model import WHOLE, Distance, Explorer, Reading
+from ..plus.fusion import FLOOR
+from .model import ALL_SCALES, WHOLE, Distance, Explorer, Reading
 
 MAPS = {
     "fused": ("Fused", "DMDD: anomaly map of the segmentation network, in [0, 1]"),
@@ -50,18 +50,15 @@ def sentence(reading: Reading) -> str:
 def unit(explorer: Explorer, name: str, scale: int) -> str:
     """What the numbers of a map's threshold mean, and where it starts."""
     start = explorer.threshold(name, scale)
-    if name == explorer.decisive:
-        return f"{MAPS[name][0]} map, in [0, 1]. Starts at the detector's threshold, {start:.3f}."
     scales, branches = 1 if scale else len(explorer.scales) - 1, len(explorer.detector.config.branches)
     parts = scales * (branches if name == "sum" else 1)
     unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
     if name in WHOLE:
         unit = "in [0, 1]"
     if name == "position":
-        unit = f"log(1 + distance / {POSITION_FLOOR})" + f", mean of {scales} scales" * (scales > 1)
-    quantile = explorer.detector.config.threshold_quantile
-    rule = "highest score" if quantile == 1 else f"{quantile:g} quantile of the scores"
-    return f"{MAPS[name][0]}: {unit}. Starts at the {rule} of the good images here, {start:.3f}."
+        unit = f"log(1 + distance / {FLOOR})" + f", mean of {scales} scales" * (scales > 1)
+    of = "held out of training" if scale == ALL_SCALES else "here"
+    return f"{MAPS[name][0]}: {unit}. Starts at the highest score of the good images {of}, {start:.3f}."
 
 
 def legend(title: str, **lines: tuple[int, int, int]) -> str:

@@ -1,0 +1,58 @@
+"""What training sees: the good images and the textures, read and checked once and kept on the device."""
+
+import dataclasses
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..pairs import foreground_masks
+from .images import DataError, load_images
+from .layout import open_folder, open_train
+from .textures import procedural_textures
+
+TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
+    None, textures uint8 (T, 3, S, S); and a fingerprint of the files."""
+
+    images: Tensor
+    held_out: Tensor
+    foreground: Tensor | None
+    textures: Tensor
+    fingerprint: str
+
+
+def load_training_data(
+    config: Config, data_root, category: str, texture_root="", device="cpu", progress=True
+) -> TrainingData:
+    """Read and check train/good and the textures, procedural ones without a folder; never opens the test
+    split. Raises DataError."""
+    paths = open_train(data_root, category)
+    if len(paths) < 2:
+        raise DataError(f"{data_root}/{category}/train/good has one image, two are needed: add good images")
+    texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
+    images = load_images(paths, config.image_size, "reading images" if progress else None)
+    foreground = foreground_masks(images, category, config.foreground)
+    rng = torch.Generator().manual_seed(config.seed)
+    held = max(1, round(config.holdout * len(paths)))
+    order = torch.randperm(len(paths), generator=rng)
+    kept, out = order[held:].sort().values, order[:held].sort().values
+    if texture_paths:
+        chosen = torch.randperm(len(texture_paths), generator=rng)[:TEXTURE_LIMIT].tolist()
+        selected = [texture_paths[i] for i in sorted(chosen)]
+        textures = load_images(selected, config.image_size, "reading textures" if progress else None)
+    else:
+        textures = procedural_textures(config.image_size, config.seed)
+    names = "\n".join([category, *(path.name for path in paths), *(path.name for path in texture_paths)])
+    return TrainingData(
+        images[kept].to(device),
+        images[out].to(device),
+        None if foreground is None else foreground[kept].to(device),
+        textures.to(device),
+        hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+    )
