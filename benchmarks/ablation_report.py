@@ -26,11 +26,6 @@ JUDGED = ("image_auroc", "pixel_auroc", "aupro", "pixel_ap")
 INPUTS = ("normality", "abnormality")  # what the fused map can be compared with
 
 
-def portable(config: dict) -> Config:
-    """A stored configuration with the bare name of the weights file, whose folder differs by machine."""
-    return Config.from_dict({**config, "teacher_weights": Path(config["teacher_weights"]).name})
-
-
 def collect(folder: str | Path) -> pd.DataFrame:
     """All result files of a folder: a line a row, data set, seed and map, numbers as fractions of 1, in the
     order of ROWS. Raises ValueError naming a file that is no result, or of another base configuration."""
@@ -44,7 +39,9 @@ def collect(folder: str | Path) -> pd.DataFrame:
                 lines.append([*run, name, *(metrics[key] for key in METRICS), *zones, values["seconds"]])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
-        bases += [portable(values["base"])] if "base" in values else []  # baselines have none
+        if "base" in values:  # baselines have none
+            weights = Path(values["base"]["teacher_weights"]).name  # whose folder differs by machine
+            bases.append(Config.from_dict({**values["base"], "teacher_weights": weights}))
         if bases and (changed := differences(bases[0], bases[-1])):
             raise ValueError(f"{path} is of different base settings: {'; '.join(changed)}")
     table = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(ZONES, float))  # None to NaN
@@ -52,15 +49,6 @@ def collect(folder: str | Path) -> pd.DataFrame:
     place = table["row"].map(lambda name: known.get(name, len(known)))
     order = table.assign(place=place).sort_values(["data", "place", "row", "seed"], kind="stable").index
     return table.loc[order].reset_index(drop=True)
-
-
-def best_input(results: pd.DataFrame) -> pd.DataFrame:
-    """By row, data set and seed: how many points the fused map is behind the better of the branches, metric
-    by metric; below 0 where it is ahead."""
-    keys = ["row", "data", "seed"]
-    fused = results[results["map"] == "fused"].set_index(keys)[list(JUDGED)]
-    inputs = results[results["map"].isin(INPUTS)].groupby(keys, sort=False)[list(JUDGED)].max()
-    return 100 * (inputs.loc[fused.index] - fused)
 
 
 def mean_and_std(values: pd.Series, digits: int = 2) -> str:
@@ -86,8 +74,10 @@ def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.Dat
 def msn_table(results: pd.DataFrame, data: str) -> pd.DataFrame:
     """What fusing costs: the sum's metrics in percent, and how many points the fused map is behind the better
     of the branches, mean ± std over the seeds."""
-    own = results[results["data"] == data]
-    behind, lines = best_input(own), {}
+    own, keys = results[results["data"] == data], ["row", "seed"]
+    fused = own[own["map"] == "fused"].set_index(keys)[list(JUDGED)]
+    inputs = own[own["map"].isin(INPUTS)].groupby(keys, sort=False)[list(JUDGED)].max()
+    behind, lines = 100 * (inputs.loc[fused.index] - fused), {}
     for row, part in own[own["map"] == "sum"].groupby("row", sort=False):
         cells = {f"sum: {NAMES[m]}": mean_and_std(100 * part[m]) for m in JUDGED}
         lost = {f"behind: {NAMES[m]}": mean_and_std(behind.loc[row][m]) for m in JUDGED}

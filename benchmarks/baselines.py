@@ -13,43 +13,36 @@ of the ablation's, and are not made again.
 
 import argparse
 import importlib
-import importlib.metadata
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
+import grid
 import numpy as np
 import torch
-from ablation import Data
-from ablation_report import collect
-from single_map import Run, common_parser, config_of, data_table, make_open, result_of
+from ablation_report import collect, quality_table
+from grid import Data, run_name
 from torch import Tensor, nn
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.images import load_images
-from dmdd_lite.data.layout import open_category
-from dmdd_lite.teacher import Teacher, build_teacher, untrained_network
-from dmdd_lite.utils import resolve_device
+from dmdd_lite.data.layout import load_masks, open_category
+from dmdd_lite.evaluation import PROTOCOL
+from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, untrained_network
+from dmdd_lite.utils import describe, resolve_device, write_json
+
+MAP = "map"  # the one map of a baseline
 
 
-class Baseline(NamedTuple):
-    """model: class and module within anomalib.models.image; scales: which of the teacher's three it reads, as
-    anomalib's default does; settings: options of this script that its result depends on."""
-
-    module: str
-    model: str
-    scales: tuple[int, ...]
-    settings: tuple[str, ...] = ()
-
-
+#: class of anomalib, which of the teacher's three scales it reads (as anomalib's default does), and the
+#: options of this script that its result depends on
 BASELINES = {
-    "patchcore": Baseline("patchcore", "PatchcoreModel", (1, 2), ("coreset",)),
-    "padim": Baseline("padim", "PadimModel", (0, 1, 2), ("features",)),
-    "stfpm": Baseline("stfpm", "STFPMModel", (0, 1, 2), ("iterations", "batch_size")),
+    "patchcore": ("PatchcoreModel", (1, 2), ("coreset",)),
+    "padim": ("PadimModel", (0, 1, 2), ("features",)),
+    "stfpm": ("STFPMModel", (0, 1, 2), ("iterations", "batch_size")),
 }
 
 
@@ -65,8 +58,9 @@ class Features(nn.Module):
         self.layers = list(layers)
         self.out_dims = [teacher.info.channels[layer] for layer in layers]
         self.teacher = teacher
-        own = untrained_network(config.teacher, config.teacher_options) if requires_grad else None
-        self.network = own
+        self.network = None
+        if requires_grad:
+            self.network = untrained_network(config.teacher, config.teacher_options)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         if self.network is None:
@@ -78,46 +72,39 @@ class Features(nn.Module):
 
 def build_baseline(name: str, config: Config, teacher: Teacher, **options) -> nn.Module:
     """anomalib's model with our features in place of its extractor's; options: further ones of its own."""
-    baseline = BASELINES[name]
-    module = importlib.import_module(f"anomalib.models.image.{baseline.module}.torch_model")
+    model, scales, _ = BASELINES[name]
+    module = importlib.import_module(f"anomalib.models.image.{name}.torch_model")
 
     def features(backbone, layers, pre_trained=True, requires_grad=False):
         return Features(config, teacher, layers, requires_grad)
 
     with mock.patch.object(module, "TimmFeatureExtractor", features):
-        return getattr(module, baseline.model)(backbone=config.teacher, layers=baseline.scales, **options)
+        return getattr(module, model)(backbone=config.teacher, layers=scales, **options)
 
 
-def fit_patchcore(config, teacher, images: Tensor, options) -> nn.Module:
-    """A memory of the share `coreset` of all patches."""
-    model = build_baseline("patchcore", config, teacher).to(images.device).train()
-    remember(model, images)
-    model.subsample_embedding(options.coreset)
+def fit(name: str, config: Config, teacher: Teacher, images: Tensor, options) -> nn.Module:
+    """The model that has seen all training images, uint8 (N, 3, S, S): PatchCore keeps a share of the
+    patches, PaDiM a Gaussian at every position over some random channels, STFPM trains a student."""
+    more = {"n_features": options.features} if name == "padim" else {}
+    model = build_baseline(name, config, teacher, **more).to(images.device).train()
+    if name == "stfpm":
+        return train_stfpm(model, images, config.seed, options)
+    with torch.no_grad():
+        for batch in images.split(8):
+            model(batch.float() / 255)
+    if name == "patchcore":
+        model.subsample_embedding(options.coreset)
+    else:
+        model.fit()
     return model
 
 
-def fit_padim(config, teacher, images: Tensor, options) -> nn.Module:
-    """A Gaussian at every position over `features` random channels."""
-    model = build_baseline("padim", config, teacher, n_features=options.features).to(images.device).train()
-    remember(model, images)
-    model.fit()
-    return model
-
-
-@torch.no_grad()
-def remember(model: nn.Module, images: Tensor):
-    """Show the model all training images, uint8 (N, 3, S, S), once."""
-    for batch in images.split(8):
-        model(batch.float() / 255)
-
-
-def fit_stfpm(config, teacher, images: Tensor, options) -> nn.Module:
-    """A student of the teacher's structure, trained as anomalib does (SGD 0.4, momentum 0.9, decay 0.001)."""
+def train_stfpm(model: nn.Module, images: Tensor, seed: int, options) -> nn.Module:
+    """As anomalib does (SGD 0.4, momentum 0.9, decay 0.001)."""
     loss = importlib.import_module("anomalib.models.image.stfpm.loss").STFPMLoss()
-    model = build_baseline("stfpm", config, teacher).to(images.device).train()
     student = model.student_model.network.parameters()
     optimizer = torch.optim.SGD(student, lr=0.4, momentum=0.9, weight_decay=0.001)
-    rng = torch.Generator().manual_seed(config.seed)
+    rng = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(options.iterations):
         while len(order) < options.batch_size:
@@ -127,9 +114,6 @@ def fit_stfpm(config, teacher, images: Tensor, options) -> nn.Module:
         loss(*model(images[chosen.to(images.device)].float() / 255)).backward()
         optimizer.step()
     return model
-
-
-FIT: dict[str, Callable] = {"patchcore": fit_patchcore, "padim": fit_padim, "stfpm": fit_stfpm}
 
 
 @torch.inference_mode()
@@ -151,7 +135,7 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
     kept = ("teacher", "teacher_options", "image_size", "seed")
     values = {field: config.to_dict()[field] for field in kept}
     values["teacher_weights"] = Path(config.teacher_weights).name
-    values |= {option: getattr(options, option) for option in BASELINES[name].settings}
+    values |= {option: getattr(options, option) for option in BASELINES[name][2]}
     return {"row": name, "data": data.name, "category": data.category, "settings": values}
 
 
@@ -162,53 +146,68 @@ def run_baseline(name: str, data: Data, config: Config, options) -> dict:
     images = load_images(category.train, config.image_size, None).to(device)
     torch.manual_seed(config.seed)
     began = time.perf_counter()
-    model = FIT[name](config, teacher, images, options)
+    model = fit(name, config, teacher, images, options)
     seconds = time.perf_counter() - began
     shown = load_images([test.path for test in category.test], config.image_size, None).to(device)
     maps, scores = predict(model, shown)
-    return result_of(settings_of(name, data, config, options), category, maps, scores, seconds, device)
+    masks = load_masks(category.test, config.image_size, None).numpy()
+    return {
+        **settings_of(name, data, config, options),
+        "seed": config.seed,
+        "protocol": PROTOCOL,
+        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
+        "zones": grid.zone_recalls({MAP: maps}, masks),
+        "seconds": round(seconds, 1),
+        **describe(device),
+        "images": {"train": len(category.train), "test": len(masks)},
+    }
 
 
 def table(folder: Path) -> str:
     """Markdown of all results of a folder, a part a data set."""
     results = collect(folder)
-    return "\n\n".join(data_table(results, data) for data in dict.fromkeys(results["data"]))
+    tables = {data: quality_table(results, data, MAP) for data in dict.fromkeys(results["data"])}
+    parts = (f"## {data}\n\n{found.to_markdown(disable_numparse=True)}" for data, found in tables.items())
+    return "\n\n".join(parts)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = common_parser(__doc__)
-    parser.set_defaults(teacher="mobilenetv2_100", out=Path("results/baselines"))
+    """coreset: the share of patches that PatchCore keeps; features: channels that PaDiM keeps; iterations and
+    batch-size are STFPM's."""
+    parser = grid.common_parser(__doc__, "results/baselines", coreset=0.01, features=100)
+    parser.set_defaults(teacher="mobilenetv2_100", iterations=300, batch_size=8)
     parser.add_argument("--baselines", nargs="+", choices=BASELINES, default=list(BASELINES))
-    parser.add_argument("--coreset", type=float, default=0.01, help="PatchCore: share of patches kept")
-    parser.add_argument("--features", type=int, default=100, help="PaDiM: channels kept")
-    parser.add_argument("--iterations", type=int, default=300, help="STFPM")
-    parser.add_argument("--batch-size", type=int, default=8, help="STFPM")
     return parser.parse_args(arguments)
 
 
 def configurations(options: argparse.Namespace) -> list[Config]:
     """One a seed. Raises ValueError or TypeError naming a field."""
-    base = config_of(options)
+    base = grid.base_config(options)
     return [base.replace(seed=seed) for seed in options.seeds]
 
 
-def runs(options: argparse.Namespace) -> Iterator[Run]:
-    """Every baseline on every data set, seed by seed."""
-    for config in configurations(options):
-        for data in options.data:
-            for name in options.baselines:
-                settings = settings_of(name, data, config, options)
-                yield settings, partial(run_baseline, name, data, config, options)
+def complete(options: argparse.Namespace):
+    """Make the results that are not there, seed by seed. Raises as `run_baseline` and `grid.read_values`."""
+    for config, data, name in product(configurations(options), options.data, options.baselines):
+        path = options.out / f"{run_name(name, data.name, config.seed)}.json"
+        if grid.read_values(path, settings_of(name, data, config, options)) is None:
+            write_json(path, run_baseline(name, data, config, options))
+            print(f"wrote {path}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 all there, 2 something is missing or wrong."""
     options = parse(arguments)
     try:
-        return make_open(options.out, runs(options), table)
+        complete(options)
+        print(table(options.out))
     except ModuleNotFoundError as error:
         print(f"{error}: pip install 'dmdd-lite[baselines]', in an environment of its own", file=sys.stderr)
         return 2
+    except (ValueError, TypeError, TeacherError) as error:  # a DataError is a ValueError
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -20,27 +20,26 @@ of the two branches' maps inside and outside real defects; and the parts of L_AI
 trivial branches, A = T, A = N and A = T(x_n).
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import measure
 import numpy as np
-import pandas as pd
 import torch
+from pandas import DataFrame
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dmdd_lite.data.images import DataError, load_images, unit_range
+from dmdd_lite.data.images import load_images, unit_range
 from dmdd_lite.data.layout import load_masks, open_category, open_folder
+from dmdd_lite.data.training import TrainingData, load_training_data
 from dmdd_lite.detector import Detector, DetectorError
-from dmdd_lite.losses import Features, aim_loss, cosine_distance, distillation_maps, resize_mask
+from dmdd_lite.losses import Features, aim_loss, cosine_distance, resize_mask
 from dmdd_lite.model import DMDD
 from dmdd_lite.pairs import Pairs, PairSynthesizer, step_generator
-from dmdd_lite.plus.statistics import mean_features
-from dmdd_lite.training import TrainingData, load_training_data
+from dmdd_lite.student import moments
 from dmdd_lite.utils import autocast, resolve_device
 
 PAIRS, SEED, OPACITY = 32, 0, (0.5, 1.0)
@@ -48,7 +47,7 @@ INSIDE, OUTSIDE = 0.99, 0.01  # share of a cell that the mask covers
 PROBED = 20_000  # cells at most that a linear probe learns from or is tested on
 
 
-def held_out_pairs(data: TrainingData, config, textures: torch.Tensor | None) -> Pairs:
+def held_out_pairs(data: TrainingData, config, textures: torch.Tensor) -> Pairs:
     """PAIRS pairs of held-out good images, the same ones for the same images and textures."""
     images = data.held_out
     images = images.repeat(-(-PAIRS // len(images)), 1, 1, 1)[:PAIRS].float() / 255
@@ -59,30 +58,18 @@ def held_out_pairs(data: TrainingData, config, textures: torch.Tensor | None) ->
 class View:
     """Features of images (B, 3, H, W) in [0, 1]: of the teacher, of both branches, and the unsplit ones."""
 
+    @torch.no_grad()
     def __init__(self, model: DMDD, images: torch.Tensor):
-        parts, unsplit = [], []
-        hooks = [
-            d.register_forward_pre_hook(lambda _, given: unsplit.append(given[0]))
-            for d in model.student.decouple
-        ]
-        try:
-            for batch in images.split(8):
-                batch = batch.contiguous(memory_format=torch.channels_last)
-                with torch.no_grad(), autocast(images.device, model.config.precision):
-                    teacher = model.teacher(batch)
-                    parts.append((teacher, *model.student(batch, teacher), tuple(unsplit)))
-                unsplit.clear()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        parts, student = [], model.student
+        for batch in images.split(8):
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with autocast(images.device, model.config.precision):
+                teacher = model.teacher(batch)
+                parts.append((teacher, *student(batch, teacher), tuple(student.hidden(batch, teacher))))
         self.teacher, self.normality, self.abnormality, self.unsplit = (
             tuple(torch.cat([f.float() for f in scale]) for scale in zip(*kind, strict=True))
             for kind in zip(*parts, strict=True)
         )
-
-
-def mean_of(distances: torch.Tensor, where: torch.Tensor) -> float:
-    return distances[where].mean().item() if where.any() else float("nan")
 
 
 class PairViews:
@@ -93,27 +80,36 @@ class PairViews:
         self.mask, self.strides = pairs.mask, model.teacher.info.strides
 
 
-def pair_table(views: PairViews, mean: Features) -> pd.DataFrame:
+def mean_of(distances: torch.Tensor, where: torch.Tensor) -> float:
+    return distances[where].mean().item() if where.any() else float("nan")
+
+
+def by_stride(rows: dict[int, dict]) -> DataFrame:
+    return DataFrame.from_dict(rows, orient="index").rename_axis("stride")
+
+
+def pair_table(views: PairViews, mean: Features) -> DataFrame:
     """One row per stride, columns as in the module's docstring. mean: of the teacher's, (1, C, H, W)."""
-    clean, damaged = views.clean, views.damaged
-    rows = {}
+    rows, d = {}, cosine_distance
     for k, stride in enumerate(views.strides):
-        normal, seen = clean.teacher[k], damaged.teacher[k]
+        normal, n_clean, a_clean = (
+            getattr(views.clean, v)[k] for v in ("teacher", "normality", "abnormality")
+        )
+        seen, n, a = (getattr(views.damaged, v)[k] for v in ("teacher", "normality", "abnormality"))
         share = resize_mask(views.mask, seen.shape[2:])
         inside, outside = share >= INSIDE, share <= OUTSIDE
-        own = cosine_distance(damaged.abnormality[k], seen)
         rows[stride] = {
-            "A_T_in": mean_of(own, inside),
-            "A_T_out": mean_of(own, outside),
-            "N_Tn_in": mean_of(cosine_distance(damaged.normality[k], normal), inside),
-            "A_N_in": mean_of(cosine_distance(damaged.abnormality[k], damaged.normality[k]), inside),
-            "T_Tn_in": mean_of(cosine_distance(seen, normal), inside),
-            "N_clean": cosine_distance(clean.normality[k], normal).mean().item(),
-            "A_clean": cosine_distance(clean.abnormality[k], normal).mean().item(),
-            "mean_in": mean_of(cosine_distance(mean[k].expand_as(normal), normal), inside),
-            "probe": probe(damaged.unsplit[k], inside, outside),
+            "A_T_in": mean_of(d(a, seen), inside),
+            "A_T_out": mean_of(d(a, seen), outside),
+            "N_Tn_in": mean_of(d(n, normal), inside),
+            "A_N_in": mean_of(d(a, n), inside),
+            "T_Tn_in": mean_of(d(seen, normal), inside),
+            "N_clean": d(n_clean, normal).mean().item(),
+            "A_clean": d(a_clean, normal).mean().item(),
+            "mean_in": mean_of(d(mean[k].expand_as(normal), normal), inside),
+            "probe": probe(views.damaged.unsplit[k], inside, outside),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stride")
+    return by_stride(rows)
 
 
 def probe(features: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor) -> float:
@@ -132,54 +128,43 @@ def probe(features: torch.Tensor, inside: torch.Tensor, outside: torch.Tensor) -
     return float(roc_auc_score(new_y, classifier.decision_function(new_x)))
 
 
-def aim_table(views: PairViews) -> pd.DataFrame:
+def aim_table(views: PairViews) -> DataFrame:
     """Both parts of L_AIM on the anomalous views, summed over scales: of A and of three trivial branches."""
     clean, damaged = views.clean, views.damaged
     branches = {"A": damaged.abnormality, "A = T": damaged.teacher, "A = N": damaged.normality}
     branches["A = T(x_n)"] = clean.teacher
     found = {name: aim_loss(branch, damaged.teacher, views.mask) for name, branch in branches.items()}
     parts = {name: {"inside": p.inside.item(), "outside": p.outside.item()} for name, p in found.items()}
-    return pd.DataFrame.from_dict(parts, orient="index")
+    return DataFrame.from_dict(parts, orient="index")
 
 
-def defect_table(model: DMDD, root: Path, category: str) -> pd.DataFrame:
+def defect_table(model: DMDD, root: Path, category: str) -> DataFrame:
     """Real defects: one row per stride with d(A, T), d(N, T) and d(A, N) inside and outside the masks, and
     the correlation of the two branches' maps there."""
     size, split = model.config.image_size, open_category(root, category, check_files=False)
     tests = [test for test in split.test if test.is_anomalous]
-    images = load_images([test.path for test in tests], size, None)
-    masks = load_masks(tests, size, None).float()
-    view = View(model, unit_range(images, model.teacher.mean.device))
-    maps = [distillation_maps(branch, view.teacher) for branch in (view.normality, view.abnormality)]
-    rows = {}
+    images, masks = load_images([test.path for test in tests], size, None), load_masks(tests, size, None)
+    view, rows = View(model, unit_range(images, model.teacher.mean.device)), {}
     for k, stride in enumerate(model.teacher.info.strides):
-        normality, abnormality = (m[k].cpu() for m in maps)
-        between = cosine_distance(view.abnormality[k], view.normality[k]).cpu()
-        share = resize_mask(masks, normality.shape[1:])
-        row = {}
+        t, n, a = (f[k].cpu() for f in (view.teacher, view.normality, view.abnormality))
+        kinds = {"A_T": cosine_distance(a, t), "N_T": cosine_distance(n, t), "A_N": cosine_distance(a, n)}
+        share, rows[stride] = resize_mask(masks.float(), t.shape[2:]), {}
         for name, where in (("in", share >= INSIDE), ("out", share <= OUTSIDE)):
-            kinds = {"A_T": abnormality, "N_T": normality, "A_N": between}
-            row |= {f"{kind}_{name}": mean_of(values, where) for kind, values in kinds.items()}
-            both = torch.stack((normality[where], abnormality[where]))
-            row[f"correlation_{name}"] = (
-                torch.corrcoef(both)[0, 1].item() if both.shape[1] > 1 else float("nan")
-            )
-        rows[stride] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stride")
+            rows[stride] |= {f"{kind}_{name}": mean_of(values, where) for kind, values in kinds.items()}
+            both = torch.stack((kinds["N_T"][where], kinds["A_T"][where]))
+            found = torch.corrcoef(both)[0, 1].item() if both.shape[1] > 1 else float("nan")
+            rows[stride][f"correlation_{name}"] = found
+    return by_stride(rows)
 
 
-def tables(
-    detector: Detector, root: Path, category: str, textures: str, unseen: str
-) -> dict[str, pd.DataFrame]:
+def tables(detector: Detector, root: Path, category: str, textures: str, unseen: str) -> dict[str, DataFrame]:
     """All tables by name. Raises DataError, and ValueError for a detector without both branches."""
     config, model = detector.config, detector.model
     if len(config.branches) < 2:
         raise ValueError(f"the detector has no two branches, only {', '.join(config.branches)}")
     data = load_training_data(config, root, category, textures, detector.device, progress=False)
-    if not len(data.held_out):
-        raise ValueError("no good image was held out of this detector's training (holdout=0)")
     with torch.no_grad(), autocast(detector.device, config.precision):
-        mean = mean_features(model.teacher.stream(data.images))
+        *_, mean = moments(model.teacher.stream(data.images))
     sources = {"pairs": data.textures}
     if unseen:
         paths = open_folder(unseen, recursive=True)
@@ -189,28 +174,16 @@ def tables(
     return found | {"aim": aim_table(views["pairs"]), "defects": defect_table(model, root, category)}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main():
+    parser = measure.parser(__doc__, textures="", unseen_textures="", device="auto")
     parser.add_argument("detector", type=Path, help="folder that a training wrote")
     parser.add_argument("--data", type=Path, required=True, help="the category that it was trained on")
-    parser.add_argument(
-        "--textures", default="", help="folder of its anomaly textures; without it procedural"
-    )
-    parser.add_argument("--unseen-textures", default="", help="textures that it was not trained with")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="file for the result as JSON")
-    return parser.parse_args()
-
-
-def main():
-    options = parse()
+    options = parser.parse_args()
     device, data = resolve_device(options.device), options.data.resolve()
     try:
         detector = Detector.load(options.detector, options.device)
         found = tables(detector, data.parent, data.name, options.textures, options.unseen_textures)
-    except (ValueError, DataError, DetectorError) as error:
+    except (ValueError, DetectorError) as error:  # a DataError is a ValueError
         raise SystemExit(str(error)) from None
     for name, table in found.items():
         print(f"\n{name}\n{table.round(2).to_markdown()}")

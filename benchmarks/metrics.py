@@ -1,28 +1,25 @@
-"""Time, peak memory and values of `dmdd_lite.metrics`, beside the ways the field computes the same numbers.
+"""Time, peak memory and value of our AUPRO, beside the ways the field computes it.
 
     python benchmarks/metrics.py --maps 83 --size 256 --repeat 5
 
 83 maps of 256 x 256 is the size of MVTec AD's bottle. The maps are smoothed noise on which the anomalies are
-raised: nothing is downloaded. Ours are medians of `--repeat` runs; the baselines run once. Where anomalib is
-installed, its AUPRO is one of them; it is imported here only.
+raised: nothing is downloaded. Ours is the median of `--repeat` runs; the baselines run once. Where anomalib
+is installed, its AUPRO is one of them; it is imported here only.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import measure
 import numpy as np
 import torch
 from scipy import ndimage
-from sklearn.metrics import auc, average_precision_score, roc_auc_score
+from sklearn.metrics import auc
 
-from dmdd_lite import metrics
-from dmdd_lite.utils import describe
+from dmdd_lite.metrics import aupro
 
 CPU = torch.device("cpu")
 
@@ -41,7 +38,7 @@ def fake_test_set(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndar
     return (noise / noise.std() + 3 * raised).astype(np.float32), masks
 
 
-def pro_by_thresholds(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3, count: int = 200) -> float:
+def by_thresholds(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3, count: int = 200) -> float:
     """AUPRO the way RD4AD (H. Deng and X. Li, CVPR 2022) computes it: evenly spaced thresholds, one by one.
 
     Written anew after its description. As there, the regions are found again at every threshold, the top
@@ -62,18 +59,11 @@ def pro_by_thresholds(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3, c
     return float(auc(fpr / fpr.max(), pro))
 
 
-def pro_by_thresholds_per_image(maps: np.ndarray, masks: np.ndarray) -> float:
-    """The mean over the anomalous images that RD4AD reports."""
-    pairs = zip(maps, masks, strict=True)
-    return float(np.mean([pro_by_thresholds(a[None], m[None]) for a, m in pairs if m.any()]))
+def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> float:
+    """anomalib's AUPRO of the same maps."""
+    from anomalib.metrics import AUPRO
 
-
-def anomalib_aupro(maps: np.ndarray, masks: np.ndarray) -> float | None:
-    """anomalib's AUPRO of the same maps, or None where it is not installed."""
-    metric = measure.optional("anomalib.metrics", "AUPRO")
-    if metric is None:
-        return None
-    found = metric(fields=["maps", "masks"])
+    found = AUPRO(fields=["maps", "masks"])
     found.update(SimpleNamespace(maps=torch.from_numpy(maps), masks=torch.from_numpy(masks)))
     return float(found.compute())
 
@@ -90,73 +80,31 @@ def run(call, repeat: int) -> dict[str, float]:
     return {"seconds": statistics.median(seconds), "mb": max(megabytes), "value": value}
 
 
-def ours(maps, masks, scores, labels, repeat: int) -> dict[str, dict]:
-    """Each of our metrics, and all of them together."""
-    calls = {"image_auroc": lambda: metrics.image_auroc(scores, labels)}
-    for name in ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"):
-        calls[name] = lambda name=name: getattr(metrics, name)(maps, masks)
-    rows = {name: run(call, repeat) for name, call in calls.items()}
-    together = run(lambda: metrics.evaluate_maps(maps, masks, scores, labels), repeat)
-    rows["all five"] = {**together, "value": together["value"]["aupro"]}
-    return rows
-
-
-def baselines(maps: np.ndarray, masks: np.ndarray) -> dict[str, tuple[str, Callable[[], float]]]:
-    """Which of our metrics each baseline computes, and its call."""
-    truth, found = masks.ravel(), maps.ravel()
-    calls = {
-        "scikit-learn on raw pixels, AUROC": ("pixel_auroc", lambda: float(roc_auc_score(truth, found))),
-        "scikit-learn on raw pixels, AP": ("pixel_ap", lambda: float(average_precision_score(truth, found))),
-        "200 thresholds (RD4AD)": ("aupro", lambda: pro_by_thresholds(maps, masks)),
-        "200 thresholds (RD4AD), per image": (
-            "aupro_per_image",
-            lambda: pro_by_thresholds_per_image(maps, masks),
-        ),
-    }
-    if anomalib_aupro(maps[:1] * 0, masks.any(0)[None]) is not None:  # imports, too, before time counts
-        calls["anomalib AUPRO"] = ("aupro", lambda: anomalib_aupro(maps, masks))
+def ways(maps: np.ndarray, masks: np.ndarray) -> dict[str, Callable[[], float]]:
+    """Computations of AUPRO, ours first."""
+    calls = {"aupro": lambda: aupro(maps, masks), "RD4AD, 200 thresholds": lambda: by_thresholds(maps, masks)}
+    if find_spec("anomalib"):
+        anomalib_aupro(maps[:1] * 0, masks.any(0)[None])  # imports before time counts
+        calls["anomalib"] = lambda: anomalib_aupro(maps, masks)
     return calls
 
 
-def report(name: str, row: dict[str, float]) -> None:
-    baseline = f"{row['difference']:+.1e} | {row['times_ours']:.1f}" if "difference" in row else " | "
-    print(
-        f"| {name} | {row['seconds']:.3f} | {row['mb']:.0f} | {row['value']:.6f} | {baseline} |", flush=True
-    )
+def told(row: dict[str, float]) -> str:
+    return f"{row['seconds']:.3f} s, {row['value']:.6f}, {row['mb']:.0f} MB"
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--maps", type=int, default=83, help="images of the test set (default 83)")
-    parser.add_argument("--size", type=int, default=256, help="side of the maps in pixels (default 256)")
-    parser.add_argument("--repeat", type=int, default=5, help="runs of ours (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the maps (default 0)")
-    parser.add_argument("--out", type=Path, help="file for the result as JSON")
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse()
+def main():
+    options = measure.parser(__doc__, maps=83, size=256, repeat=5, seed=0).parse_args()
     maps, masks = fake_test_set(options.maps, options.size, options.seed)
-    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
-    print(json.dumps(describe(CPU)))
-    print(f"maps {maps.shape} {maps.dtype}, {maps.nbytes / 1e6:.0f} MB; {labels.sum()} images anomalous,")
-    print(f"{masks.mean():.1%} of the pixels; median of {options.repeat} runs of ours, baselines once\n")
-    print("| metric | seconds | peak MB above the start | value | minus exact | times ours |")
-    print("|---|---|---|---|---|---|")
-
-    rows = ours(maps, masks, scores, labels, options.repeat)
-    for name, row in rows.items():
-        report(name, row)
-    for name, (metric, call) in baselines(maps, masks).items():
-        row, exact = run(call, 1), rows[metric]
-        row["baseline_of"], row["times_ours"] = metric, row["seconds"] / exact["seconds"]
+    calls = ways(maps, masks)
+    rows = {name: run(call, options.repeat if name == "aupro" else 1) for name, call in calls.items()}
+    exact, table = rows["aupro"], []
+    for name in list(rows)[1:]:
+        row = rows[name]
         row["difference"] = row["value"] - exact["value"]
-        report(f"{metric}: {name}", row)
-        rows[name] = row
-    measure.write_result(options.out, CPU, options.seed, {"goals": measure.goals("metrics"), "rows": rows})
+        row["times_ours"] = row["seconds"] / exact["seconds"]
+        table.append(["AUPRO", told(exact), f"{name}: {told(row)}", f"{row['times_ours']:.1f}"])
+    measure.write_result(options.out, CPU, options.seed, {"table": table, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,109 +17,64 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import measure
-from summary import summary
 
+from dmdd_lite.config import MVTEC_CATEGORIES, published_iterations
 from dmdd_lite.utils import describe, resolve_device, write_atomically
 
 FOLDER = Path(__file__).resolve().parent
+TEST_IMAGES = 1725  # of MVTec AD's fifteen categories
 
-#: what differs between machines: the network of each step, and how often it is measured
+WIDE, MOBILE, TINY = (f"--teacher {name}" for name in ("wide_resnet50_2", "mobilenetv2_100", "test_resnet"))
+#: of the weights file of the whole run, timm's mobilenetv2_100 as converted from TensorFlow
+NORMALISED = '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
+
+#: by kind of machine the script and the arguments of every step: what matters most comes first
 SETTINGS = {
     "gpu": {
-        "network": "--teacher wide_resnet50_2 --size 256",
-        "batch": 16,
-        "training": "--iterations 100",
-        "variants": {
-            "training_step": ["plain:", "least_memory:feature_memory=0.0"],
-            "training_step_compiled": ["compiled:compile=true"],  # apart: compiling may take minutes, or fail
-        },
-        "inference": [
-            "--teacher wide_resnet50_2 --size 256 --batches 1 32 --repeat 30 --precision bf16",
-            "--teacher wide_resnet50_2 --size 256 --batches 1 32 --repeat 30 --precision float32",
-        ],
-        "whole_run": "--size 256 --iterations 300 --batch 8",
-        "synthesis": "--batch 64 --size 256 --repeat 3",
-        "minutes": 8,
+        "training_step": f"training_step.py {WIDE} --batch 16 --iterations 100 --turns 1 "
+        "--variant plain: --variant least_memory:feature_memory=0.0",
+        "inference": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision bf16",
+        "inference_float32": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision float32",
+        "whole_run": f"whole_run.py {MOBILE} --size 256 --iterations 300 --batch 8",
+        "synthesis": "synthesis.py --batch 64 --size 256 --repeat 3",
+        # apart and last: compiling may take minutes, or fail
+        "training_step_compiled": f"training_step.py {WIDE} --batch 16 --iterations 100 --turns 1 "
+        "--variant compiled:compile=true",
     },
     "cpu": {
-        "network": "--teacher mobilenetv2_100 --size 256",
-        "batch": 8,
-        "training": "--iterations 10",
-        "variants": {"training_step": ["plain:"]},
-        "inference": [
-            "--teacher mobilenetv2_100 --size 256 --batches 1 8 --repeat 5",
-            "--teacher wide_resnet50_2 --size 256 --batches 1 8 --repeat 3",  # which has a baseline
-        ],
-        "scaling": "--iterations 6 --turns 3",
-        "sizes": (128, 256, 384),
-        "batches": (2, 4),
-        "synthesis": "--batch 64 --size 256 --repeat 3",
-        "metrics": "--maps 83 --size 256 --repeat 3",
+        "training_step": f"training_step.py {MOBILE} --batch 8 --iterations 6",
+        "inference": f"inference.py {MOBILE} --batches 1 8 --repeat 5",
+        "inference_wide": f"inference.py {WIDE} --batches 1 8 --repeat 3",  # which has a baseline
+        "synthesis": "synthesis.py --batch 64 --size 256 --repeat 3",
+        "metrics": "metrics.py --maps 83 --size 256 --repeat 3",
+        "scaling": f"training_step.py {MOBILE} --batch 8 --iterations 6 --images 32 --no-parts "
+        "--variant 256: --variant 128:image_size=128 --variant 384:image_size=384 "
+        "--variant batch_2:batch_size=2 --variant batch_4:batch_size=4",
     },
     "tiny": {
-        "network": "--teacher test_resnet --size 64 --images 4 --set student_blocks=[1,1,1]",
-        "batch": 2,
-        "training": "--iterations 2 --turns 1",
-        "variants": {"training_step": ["plain:"]},
-        "inference": ["--teacher test_resnet --size 64 --batches 1 2 --repeat 1"],
-        "scaling": "--iterations 2 --turns 1",
-        "sizes": (64, 96),
-        "batches": (4,),
-        "synthesis": "--batch 2 --size 64 --repeat 1",
-        "metrics": "--maps 8 --size 64 --repeat 1",
+        "training_step": f"training_step.py {TINY} --size 64 --batch 2 --images 4 --iterations 2 --turns 1",
+        "inference": f"inference.py {TINY} --size 64 --batches 1 2 --repeat 1 --turns 1",
+        "synthesis": "synthesis.py --batch 2 --size 64 --repeat 1",
+        "metrics": "metrics.py --maps 8 --size 64 --repeat 1",
+        "scaling": f"training_step.py {TINY} --size 64 --batch 2 --images 4 --iterations 2 --turns 1 "
+        "--no-parts --variant 64: --variant 96:image_size=96 --variant batch_4:batch_size=4",
     },
 }
 
 
-#: of the weights file of the whole run, timm's mobilenetv2_100 as converted from TensorFlow
-MOBILENET = '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
-
-
 def steps(settings: str, device: str, options: argparse.Namespace) -> dict[str, list[str]]:
-    """Script and arguments by the name of the step: what matters most comes first."""
-    chosen = SETTINGS[settings]
-    network = [*chosen["network"].split(), "--batch", str(chosen["batch"]), "--device", device]
-    found = {}
-    for name, variants in chosen["variants"].items():
-        found[name] = ["training_step.py", *network, *chosen["training"].split()]
-        found[name] += [part for text in variants for part in ("--variant", text)]
+    """Script and arguments by the name of the step."""
+    found = {name: text.split() for name, text in SETTINGS[settings].items()}
+    for command in found.values():
+        command += [] if command[0] == "metrics.py" else ["--device", device]
     if options.baseline:
         found["training_step"] += ["--baseline", str(options.baseline.resolve())]
-    for number, text in enumerate(chosen["inference"]):
-        name = f"inference_{number + 1}" if number else "inference"
-        found[name] = ["inference.py", *text.split(), "--device", device]
-    if "whole_run" in chosen:
-        found["whole_run"] = whole_run(chosen["whole_run"].split(), device, options)
-    found["synthesis"] = ["synthesis.py", *chosen["synthesis"].split(), "--device", device]
-    if "metrics" in chosen:
-        found["metrics"] = ["metrics.py", *chosen["metrics"].split()]
-    if "scaling" in chosen:
-        found["scaling"] = ["training_step.py", *network, *chosen["scaling"].split(), "--no-parts"]
-        found["scaling"] += scaling_variants(chosen)
-    if "training_step_compiled" in found:  # last: what it takes is least known
-        found["training_step_compiled"] = found.pop("training_step_compiled")
+    if "whole_run" in found:
+        found["whole_run"] += ["--data", options.data, "--textures", options.textures, "--teacher-weights"]
+        found["whole_run"] += [options.teacher_weights, "--set", f"teacher_options={NORMALISED}"]
     return found
-
-
-def whole_run(words: list[str], device: str, options: argparse.Namespace) -> list[str]:
-    """The step that trains and tests on real images, beside the same on a CPU."""
-    words = ["whole_run.py", *words, "--device", device, "--data", options.data]
-    words += ["--textures", options.textures, "--teacher", "mobilenetv2_100"]
-    return [*words, "--teacher-weights", options.teacher_weights, "--set", f"teacher_options={MOBILENET}"]
-
-
-def scaling_variants(chosen: dict) -> list[str]:
-    """Arguments for sizes at the usual batch and batches at the usual size, which itself comes first."""
-    words = chosen["network"].split()
-    size, batch = int(words[words.index("--size") + 1]), chosen["batch"]
-    pairs = [(size, batch), *((s, batch) for s in chosen["sizes"] if s != size)]
-    pairs += [(size, b) for b in chosen["batches"] if b != batch]
-    return [
-        part for s, b in pairs for part in ("--variant", f"{s} px, batch {b}:image_size={s},batch_size={b}")
-    ]
 
 
 def kept(path: Path, command: list[str], devices: set[str]) -> bool:
@@ -132,76 +87,87 @@ def kept(path: Path, command: list[str], devices: set[str]) -> bool:
     return same and found.get("device") in devices
 
 
-class Limits(NamedTuple):
-    """Seconds that a step may take, and when all must have ended (of time.perf_counter)."""
-
-    step: float
-    end: float
-
-
-def run_steps(
-    chosen: dict[str, list[str]], out: Path, devices: set[str], again: bool, limits: Limits
-) -> dict:
-    """Run what is not there yet. Returns what failed: the error by the name of the step."""
-    failed = {}
-    for number, (name, command) in enumerate(chosen.items(), start=1):
-        path = out / f"{name}.json"
-        if not again and kept(path, command, devices):
-            print(f"[{number}/{len(chosen)}] {name}: kept, {path}", flush=True)
-            continue
-        print(f"[{number}/{len(chosen)}] {measure.command_line(command[0], command[1:])}", flush=True)
-        began = time.perf_counter()
-        limit = min(limits.step, limits.end - began)
+def run_one(command: list[str], path: Path, limit: float) -> str:
+    """Why the step failed, '' if it did not, within `limit` seconds."""
+    try:
         if limit <= 0:
-            failed[name] = "not started: the time is used up"
-            print(f"  {failed[name]}")
-            continue
-        call = [str(FOLDER / command[0]), *command[1:], "--out", str(path)]
-        try:
-            measure.run_step(call, limit)
-        except measure.ScriptError as error:
-            failed[name] = str(error)
-            print(f"  failed: {error}")
-        print(f"  {time.perf_counter() - began:.0f} s\n", flush=True)
-    return failed
+            raise measure.ScriptError("not started: the time is used up")
+        measure.run_script([str(FOLDER / command[0]), *command[1:], "--out", str(path)], limit)
+    except measure.ScriptError as error:
+        print(f"  failed: {error}", flush=True)
+        return str(error)
+    return ""
+
+
+def run_steps(chosen: dict, options: argparse.Namespace, devices: set[str], end: float) -> dict[str, str]:
+    """Run what is not there yet, until `end` (of time.perf_counter). The errors by the names of the steps,
+    '' where there was none."""
+    errors = {}
+    for number, (name, command) in enumerate(chosen.items(), start=1):
+        path, began = options.out / f"{name}.json", time.perf_counter()
+        known = not options.again and kept(path, command, devices)
+        told = f"kept, {path}" if known else measure.command_line(command[0], command[1:])
+        print(f"[{number}/{len(chosen)}] {name}: {told}", flush=True)
+        errors[name] = "" if known else run_one(command, path, min(options.limit, end - began))
+    return errors
+
+
+def summary(results: dict[str, dict]) -> str:
+    """Markdown of the results by name of the step, and the machines."""
+    machines = {
+        f"{r['device']}, {r['threads']} threads, torch {r['versions']['torch']}" for r in results.values()
+    }
+    rows = [row for result in results.values() for row in result["table"]]
+    trained = [result for name, result in results.items() if name.startswith("training_step")]
+    if trained and "inference" in results:
+        rows.append(mvtec(trained, results["inference"]))
+    return f"{'; '.join(machines)}\n\n{measure.table(rows)}"
+
+
+def mvtec(trained: list[dict], tested: dict) -> list[str]:
+    """How long all fifteen categories take: the published iterations of the fastest configuration, and the
+    test images at the best rate. Reading files, metrics and starting processes come on top."""
+    ways = {n: found for result in trained for n, found in result["ways"].items() if "error" not in found}
+    ways.pop("baseline", None)
+    name = max(ways, key=lambda name: ways[name]["iterations_per_second"])
+    iterations = sum(published_iterations(category) for category in MVTEC_CATEGORIES)
+    learning = iterations / ways[name]["iterations_per_second"] / 60
+    ours = next(iter(tested["ways"].values()))
+    testing = TEST_IMAGES / max(found["images_per_second"] for found in ours.values()) / 60
+    text = f"{learning + testing:.1f} minutes: {learning:.1f} for {iterations} iterations of batch "
+    text += f"{ways[name]['batch']} ({name}), {testing:.2f} for {TEST_IMAGES} images"
+    return ["MVTec AD, fifteen categories", text]
+
+
+def parse() -> argparse.Namespace:
+    """limit: seconds that a step may take; minutes: that all may take, 0 = no limit, with --settings gpu 8;
+    data, textures and teacher_weights are those of the whole run."""
+    named = {"device": "auto", "limit": 300.0, "minutes": 0.0, "data": "data/mvtec_ad/bottle"}
+    named |= {"textures": "data/dtd/images", "teacher_weights": "mobilenetv2_100.safetensors"}
+    parser = measure.parser(__doc__, **named)
+    parser.set_defaults(out=Path("results/benchmarks"))
+    parser.add_argument("--settings", choices=SETTINGS, help="by default those that fit the device")
+    parser.add_argument("--again", action="store_true", help="measure what is there, too")
+    parser.add_argument("--baseline", type=Path, help="another checkout whose training step to compare")
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the results")
-    parser.add_argument("--settings", choices=SETTINGS, help="by default those that fit the device")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--again", action="store_true", help="measure what is there, too")
-    parser.add_argument("--baseline", type=Path, help="another checkout whose training step to compare")
-    parser.add_argument("--limit", type=float, default=300, help="seconds that a step may take (default 300)")
-    parser.add_argument("--minutes", type=float, help="that all may take (default: 8 with --settings gpu)")
-    parser.add_argument("--data", default="data/mvtec_ad/bottle", help="category of the whole run")
-    parser.add_argument("--textures", default="data/dtd/images", help="folder of its anomaly textures")
-    parser.add_argument(
-        "--teacher-weights", default="mobilenetv2_100.safetensors", help="its ImageNet weights"
-    )
-    options = parser.parse_args()
-    device, began = resolve_device(options.device), time.perf_counter()
+    options, began = parse(), time.perf_counter()
+    device = resolve_device(options.device)
     settings = options.settings or ("gpu" if device.type == "cuda" else "cpu")
     chosen = steps(settings, str(device), options)
-    minutes = options.minutes or SETTINGS[settings].get("minutes", math.inf)
-    limits = Limits(options.limit, began + 60 * minutes)
+    end = began + 60 * (options.minutes or (8 if settings == "gpu" else math.inf))
     devices = {describe(resolve_device(name))["device"] for name in ("cpu", str(device))}
-    out = options.out.resolve()
+    out = options.out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    failed = run_steps(chosen, out, devices, options.again, limits)
-    results = {
-        name: json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        for name in chosen
-        if name not in failed
-    }
-    text = summary(results)
+    errors = run_steps(chosen, options, devices, end)
+    done = [name for name, error in errors.items() if not error]
+    text = summary({name: json.loads((out / f"{name}.json").read_text(encoding="utf-8")) for name in done})
     write_atomically(out / "summary.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"\n{text}\n{(time.perf_counter() - began) / 60:.1f} minutes; {out / 'summary.md'}")
-    if failed:
-        told = "\n".join(f"{name} failed: {error}" for name, error in failed.items())
+    if len(done) < len(chosen):
+        told = "\n".join(f"{name} failed: {error}" for name, error in errors.items() if error)
         raise SystemExit(f"{told}\nthe same command tries again what failed")
 
 
