@@ -29,7 +29,7 @@ GAP = pd.DataFrame(
     [("plain", 10, 0.1, 0.0, 0.4), ("DMDD", 10, 0.2, 0.1, 0.5), ("plain", 20, 0.3, 0.2, 0.6)],
     columns=["model", "iteration", "seen inside", "seen outside", "restored inside"],
 )
-FUSIONS = pd.DataFrame({"msn": ["sum", "sum", "msn"], "skip": 0.0, "aupro": [0.5, 0.7, 0.9]})
+FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "skip": 0.0, "aupro": [0.5, 0.7, 0.9]})
 ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
     columns=["row", "data", "seed", "aupro"],
