@@ -105,6 +105,18 @@ def random_images(count: int, size: int = 64, seed: int = 0):
     return torch.randint(0, 256, (count, 3, size, size), generator=rng, dtype=torch.uint8)
 
 
+def square_pairs(seed: int = 0):
+    """Two pairs of noise, the anomaly in a square."""
+    import torch
+
+    from dmdd_lite.pairs import Pairs
+
+    normal, noise = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(2, 64, 64)
+    mask[:, 8:40, 16:44] = 1
+    return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
+
+
 def state_of(module) -> dict:
     """A copy of all parameters and buffers."""
     return {name: value.clone() for name, value in module.state_dict().items()}

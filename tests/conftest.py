@@ -2,29 +2,18 @@
 
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pytest
 from builders import make_category, some_samples, tiny_model, tiny_teacher, train_tiny
-from reproductions import small_data, small_notebook
-
-from dmdd_lite.data import download
-
-
-@pytest.fixture
-def no_trace():
-    """No figure stays open in pyplot, and the caller's settings stay as they were."""
-    matplotlib.use("Agg")
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
+from reproductions import small_notebook
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two small sample categories."""
-    return small_data(tmp_path_factory.mktemp("data"))
+    root = tmp_path_factory.mktemp("data")
+    for category in ("fabric", "pcb"):
+        some_samples(root, category, train=6)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +63,3 @@ def nuts(tmp_path):
     for name in ("nut", "bolt"):
         make_category(tmp_path / "data", name)
     return tmp_path / "data"
-
-
-@pytest.fixture
-def no_proxy(monkeypatch):
-    """Downloads go straight to the address that a test names."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", download.URL_VARIABLE):
-        monkeypatch.delenv(name, raising=False)

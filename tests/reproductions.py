@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import nbformat
-from builders import some_samples
 
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.reproduce.notebook import REPRODUCTION
@@ -45,12 +44,6 @@ def small_notebook(path: Path) -> Path:
     document.cells.append(nbformat.v4.new_code_cell(CELL % (METRICS,)))
     nbformat.write(document, path)
     return path
-
-
-def small_data(root: Path, categories=("fabric", "pcb")) -> Path:
-    for category in categories:
-        some_samples(root, category, train=6)
-    return root
 
 
 def arguments(

@@ -10,7 +10,6 @@ from builders import tiny_config, tiny_model
 from dmdd_lite import training
 from dmdd_lite.losses import aim_loss, cosine_distance, resize_mask
 from dmdd_lite.pairs import Pairs
-from dmdd_lite.student import StudentOutput
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +50,6 @@ def test_distances_equal_loops_over_cells(branches, model, pairs):
             assert table.loc[stride, name] == pytest.approx(torch.stack(values).mean().item(), abs=1e-4), name
         of_clean = cosine_distance(clean.normality[k], n).mean().item()
         assert table.loc[stride, "N_clean"] == pytest.approx(of_clean, abs=1e-4)
-
-
-@pytest.mark.parametrize("column, row", [("A_T_in", "A = T"), ("A_N_in", "A = N")])
-def test_a_branch_that_copies_is_told(branches, model, pairs, column, row, monkeypatch):
-    forward = model.student.forward
-
-    def copying(images, features):
-        normality = forward(images, features).normality
-        return StudentOutput(normality, features if row == "A = T" else normality)
-
-    monkeypatch.setattr(model.student, "forward", copying)
-    views = branches.PairViews(model, pairs)
-    assert branches.pair_table(views, model.teacher(pairs.normal[:1]))[column].abs().max() < 1e-5
-    parts = branches.aim_table(views)
-    assert parts.loc["A"].tolist() == pytest.approx(parts.loc[row].tolist(), abs=1e-5)
 
 
 def test_one_repeated_batch_is_learned(root, pairs):

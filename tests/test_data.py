@@ -5,23 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from builders import disc, make_category, tree
 from builders import save_image as save
 
 from dmdd_lite.data import layout as data
-
-
-def test_load_masks_zeros_for_good(tmp_path):
-    make_category(tmp_path)
-    category = data.open_category(tmp_path, "nut")
-    masks = data.load_masks(category.test, 16, progress=None)
-    assert masks.dtype == torch.bool
-    assert np.array_equal(masks.flatten(1).any(1).numpy(), category.labels)
-    assert torch.equal(masks[-1], torch.from_numpy(disc() > 0))
-
-
-# ---- the layout ---------------------------------------------------------------------------------------
 
 
 def test_open_category(tmp_path):
@@ -128,21 +115,6 @@ def test_wrong_root_or_category_names_what_is_there(tmp_path):
     for name in ("", ".", "..", "../nut", "nut/test"):
         with pytest.raises(data.DataError, match="no category named"):
             data.open_category(tmp_path, name)
-
-
-def test_open_train_never_touches_the_test_split(tmp_path, monkeypatch):
-    folder = make_category(tmp_path)
-    for path in [p for p in folder.rglob("*.png") if "train" not in p.parts]:
-        path.write_text("broken")
-    touched = []
-    real_list, real_read = data.list_images, data.read_image
-    monkeypatch.setattr(data, "list_images", lambda f: touched.append(f) or real_list(f))
-    monkeypatch.setattr(data, "read_image", lambda p, size=None: touched.append(p) or real_read(p, size))
-    assert len(data.open_train(tmp_path, "nut")) == 3
-    assert len(touched) == 4
-    assert all("train" in path.parts for path in touched)
-    with pytest.raises(data.DataError):
-        data.open_category(tmp_path, "nut")
 
 
 def test_only_twenty_problems_are_listed():

@@ -9,8 +9,8 @@ from builders import random_images, some_samples, tiny_model, train_tiny, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dmdd_lite.data.layout import DataError, open_category
-from dmdd_lite.detector import FORMAT, Detector, DetectorError
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.evaluation import evaluate
 
 
@@ -93,24 +93,9 @@ def break_weights(folder, change):
     save_file(state, folder / "model.safetensors")
 
 
-NEWER = json.dumps({"format": FORMAT, "config": {"new": 1}, "threshold": 1})
-
-
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (lambda f: break_weights(f, lambda s: s.pop("msn.gain")), "1 tensors are missing.*msn.gain"),
-        (lambda f: break_weights(f, lambda s: s.update(extra=torch.ones(2))), "extra"),
-        (lambda f: break_weights(f, lambda s: s.update({"msn.gain": torch.ones(3)})), "another shape"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"pickle?"), "cannot be read"),
-        (lambda f: (f / "model.safetensors").unlink(), "cannot be read"),
-        (lambda f: (f / "config.json").write_text("{"), "not a detector's configuration"),
-        (lambda f: (f / "config.json").write_text(NEWER), "field new.*update dmdd_lite"),
-    ],
-)
-def test_files_that_do_not_fit_are_named(saved, spoil, message):
-    spoil(saved)
-    with pytest.raises(DetectorError, match=message):
+def test_a_tensor_too_many_is_named(saved):
+    break_weights(saved, lambda state: state.update(extra=torch.ones(2)))
+    with pytest.raises(DetectorError, match="extra"):
         Detector.load(saved, "cpu")
 
 
@@ -124,16 +109,6 @@ def test_weights_of_another_training_are_noticed(saved):
     (saved / "config.json").write_text(json.dumps(settings))
     loaded = Detector.load(saved, "cpu").model.state_dict()["msn.gain"]
     assert torch.equal(loaded, load_file(saved / "model.safetensors")["msn.gain"])
-
-
-def test_wrong_folders_and_files(detector, tmp_path):
-    with pytest.raises(DetectorError, match="is no folder"):
-        Detector.load(tmp_path / "none")
-    with pytest.raises(DataError, match="no images"):
-        detector.predict(tmp_path)
-    (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.png: unreadable"):
-        detector.predict(tmp_path / "text.png")
 
 
 def test_save_is_atomic(detector, saved, monkeypatch):

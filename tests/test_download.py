@@ -72,7 +72,9 @@ class Server:
 
 
 @pytest.fixture
-def server(no_proxy, monkeypatch):
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", download.URL_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(download, "MVTEC_BYTES", 1000)
     server = Server()
     yield server

@@ -49,17 +49,6 @@ def test_result_file(scored, tmp_path):
     assert frame.set_index("map").loc["fused", "aupro"] == values["metrics"]["fused"]["aupro"]
 
 
-def test_ranking_puts_the_best_outlined_first(scored):
-    _, found = scored
-    masks, defective = found.masks.astype(np.float32), np.flatnonzero(found.labels)
-    noise, share = np.random.default_rng(0).random(masks.shape, np.float32), np.zeros((len(masks), 1, 1))
-    share[defective, 0, 0] = [*np.linspace(0.05, 0.4, len(defective) - 1), 1.0]  # the last perfectly
-    maps = {"fused": share * masks + (1 - share) * noise}
-    ranked = evaluation.rank_anomalous(evaluation.Evaluation(**{**vars(found), "maps": maps}))
-    assert ranked[0] == defective[-1]
-    assert sorted(ranked) == defective.tolist()
-
-
 def write(folder, category, seed, value):
     metrics = {name: dict.fromkeys(METRICS, value) for name in MAP_NAMES}
     values = {"category": category, "seed": seed, "metrics": metrics, "seconds": 1}

@@ -17,7 +17,7 @@ from dmdd_lite.data.images import DataError, load_images
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.detector import Detector
 from dmdd_lite.evaluation import evaluate
-from dmdd_lite.explorer import Explorer, pictures
+from dmdd_lite.explorer import Explorer
 from dmdd_lite.explorer.model import WHOLE
 from dmdd_lite.losses import stack_maps
 from dmdd_lite.model import MAP_NAMES
@@ -54,13 +54,17 @@ def folder(tmp_path):
 # ---- the model ----------------------------------------------------------------------------------------
 
 
-def test_maps_are_the_detectors_own(shared, detector, category):
+def test_maps_are_the_detectors_own_and_an_evaluation_is_not_scored_again(
+    shared, detector, category, monkeypatch
+):
     scored = evaluate(detector, category, progress=False)
     for name in MAP_NAMES:
         np.testing.assert_allclose(shared.scores(name), scored.scores[name], atol=1e-5)
         np.testing.assert_allclose(shared.anomaly_map(4, name), scored.maps[name][4], atol=1e-5)
     assert np.array_equal(shared.see(4).truth, scored.masks[4])
     assert not shared.see(0).truth.any()
+    monkeypatch.setattr(detector, "maps", None)
+    assert np.array_equal(Explorer(detector, scored, progress=False).scores("sum"), scored.scores["sum"])
 
 
 def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
@@ -103,13 +107,6 @@ def test_models_that_lack_a_kind_of_map(category, changes, names):
         assert isinstance(view.figure(), Figure)
 
 
-def test_an_evaluation_is_not_scored_again(detector, category, monkeypatch):
-    scored = evaluate(detector, category, progress=False)
-    monkeypatch.setattr(detector, "maps", None)
-    explorer = Explorer(detector, scored, progress=False)
-    assert np.array_equal(explorer.scores("sum"), scored.scores["sum"])
-
-
 def test_precision_and_recall_by_counting(shared):
     for index in range(len(shared.items)):
         values, truth = shared.anomaly_map(index, "sum"), shared.see(index).truth
@@ -137,10 +134,9 @@ def test_distances_are_the_cells_of_the_detectors_output(shared, detector, categ
 
 def test_neighbours_are_sorted_and_of_their_kind(shared, category):
     scores = shared.scores()
-    for index in range(len(scores)):
-        for found, label in zip(shared.neighbours(index, count=99), (False, True), strict=True):
-            of_kind = [i for i, bad in enumerate(category.labels) if bad == label and i != index]
-            assert found == sorted(of_kind, key=lambda i: abs(scores[i] - scores[index]))
+    for found, label in zip(shared.neighbours(2, count=99), (False, True), strict=True):
+        of_kind = [i for i, bad in enumerate(category.labels) if bad == label and i != 2]
+        assert found == sorted(of_kind, key=lambda i: abs(scores[i] - scores[2]))
 
 
 def test_without_labels_the_decision_counts(detector, folder):
@@ -168,14 +164,6 @@ def test_no_images_and_no_source(detector, tmp_path):
 def view(explorer):
     pytest.importorskip("ipywidgets")
     return widgets.ExplorerView(explorer, 4)
-
-
-def test_picture_is_the_blend_with_outlines(view, explorer):
-    view.threshold.value = float(np.quantile(explorer.anomaly_map(4), 0.9))
-    drawn = pictures.blended(explorer, 4, "plus", 0, view.threshold.value, view.blend.value)
-    where = (view.x.value + 0.5) / 80, (view.y.value + 0.5) / 80
-    shown = np.asarray(Image.open(io.BytesIO(view.picture.value)))
-    assert np.array_equal(shown, pictures.cross_hair(drawn, *where))
 
 
 def test_reading_follows_the_threshold_which_starts_at_the_detectors(view, explorer, detector):

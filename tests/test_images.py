@@ -14,57 +14,52 @@ from torchvision.transforms.v2 import functional as tvf
 from dmdd_lite.data import images
 
 COLOUR = (200, 100, 50)
+BLACK = (0, 0, 0)
+PAGES = [Image.new("RGB", (4, 3), colour) for colour in (COLOUR, BLACK)]
+ALL = {"save_all": True, "append_images": PAGES[1:]}
 
 
 # ---- pixels -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF"])
-def test_lossless_formats_keep_every_pixel(tmp_path, suffix):
-    array = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    got = images.read_image(save(tmp_path / f"a{suffix}", array))
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".TIFF", ".jpg", ".JPEG"])
+def test_formats_keep_every_pixel(tmp_path, suffix):
+    array = np.random.default_rng(0).integers(0, 256, (2, 2, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    got = images.read_image(save(tmp_path / f"a{suffix}", array, quality=95, subsampling=0))
     assert got.dtype == torch.uint8
-    assert torch.equal(got, torch.from_numpy(array).permute(2, 0, 1))
+    lost = np.abs(got.permute(1, 2, 0).numpy().astype(int) - array).max()
+    assert lost <= (3 if suffix in (".jpg", ".JPEG") else 0)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
-@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-def test_jpeg(tmp_path, suffix, mode):
-    path = save(tmp_path / f"a{suffix}", np.full((16, 16, 3), COLOUR, np.uint8), mode, quality=95)
-    assert (images.read_image(path)[:, 8, 8].int() - torch.tensor(COLOUR)).abs().max() <= 3
+def palette(image: Image.Image, *colours) -> Image.Image:
+    image = image.copy()
+    image.putpalette([value for colour in colours for value in colour])
+    return image
 
 
 @pytest.mark.parametrize(
-    "mode, pixel, expected",
+    "suffix, image, options, expected",
     [
-        ("1", 1, (255, 255, 255)),
-        ("L", 77, (77, 77, 77)),
-        ("LA", (77, 0), (77, 77, 77)),
-        ("RGBA", (*COLOUR, 0), COLOUR),  # the colour under full transparency stays
-        ("CMYK", (55, 155, 205, 0), COLOUR),
+        (".tif", Image.new("1", (4, 3), 1), {}, (255, 255, 255)),
+        (".tif", Image.new("L", (4, 3), 77), {}, (77, 77, 77)),
+        (".tif", Image.new("LA", (4, 3), (77, 0)), {}, (77, 77, 77)),
+        (".tif", Image.new("RGBA", (4, 3), (*COLOUR, 0)), {}, COLOUR),  # of full transparency stays
+        (".tif", Image.new("CMYK", (4, 3), (55, 155, 205, 0)), {}, COLOUR),
+        (".png", palette(Image.new("P", (4, 3), 1), BLACK, COLOUR), {"transparency": b"\x80\x40"}, COLOUR),
+        (".png", PAGES[0], ALL, COLOUR),
+        (".tif", PAGES[0], ALL, COLOUR),
     ],
 )
-def test_modes(tmp_path, mode, pixel, expected):
-    path = save(tmp_path / "a.tif", Image.new(mode, (4, 3), pixel))
-    assert images.read_image(path).shape == (3, 3, 4)
-    assert tuple(images.read_image(path)[:, 1, 1].tolist()) == expected
-
-
-@pytest.mark.parametrize("transparency", [None, 1, b"\x80\x40"])
-def test_palette_becomes_its_colours_without_a_warning(tmp_path, transparency, recwarn):
-    image = Image.new("P", (4, 3), 1)
-    image.putpalette([0, 0, 0, *COLOUR])
-    options = {} if transparency is None else {"transparency": transparency}
-    got = images.read_image(save(tmp_path / "a.png", image, **options))
-    assert tuple(got[:, 1, 1].tolist()) == COLOUR
+def test_modes_and_the_first_of_several_pages(tmp_path, suffix, image, options, expected, recwarn):
+    got = images.read_image(save(tmp_path / f"a{suffix}", image, **options))
+    assert got.shape == (3, 3, 4)
+    assert tuple(got[:, 1, 1].tolist()) == expected
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_of_several_pages_or_frames_the_first_is_read(tmp_path, suffix):
-    pages = [Image.new("RGB", (4, 3), colour) for colour in (COLOUR, (0, 0, 0))]
-    pages[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pages[1:])
-    assert tuple(images.read_image(tmp_path / f"a{suffix}")[:, 1, 1].tolist()) == COLOUR
+def test_cmyk_jpeg(tmp_path):
+    path = save(tmp_path / "a.jpg", np.full((16, 16, 3), COLOUR, np.uint8), "CMYK", quality=95)
+    assert (images.read_image(path)[:, 8, 8].int() - torch.tensor(COLOUR)).abs().max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -104,11 +99,8 @@ def test_path_string_pil_and_array_agree_and_the_input_is_not_shared(tmp_path):
     "wrong, message",
     [
         (np.zeros((2, 2, 2), np.uint8), "expected shape"),
-        (np.zeros(4, np.uint8), "expected shape"),
         (np.zeros((0, 4), np.uint8), "expected shape"),
-        (np.zeros((3, 4, 4, 3), np.uint8), "expected shape"),
         (np.zeros((2, 2), np.int64), "expected uint8"),
-        (np.zeros((2, 2), bool), "expected uint8"),
         (np.full((2, 2), 1.01), r"in \[0, 1\]"),
         (np.array([[0.5, np.nan]]), "NaN"),
         (torch.zeros(3, 2, 2), "not Tensor"),
@@ -133,10 +125,8 @@ def test_resize_is_antialiased_and_equals_torchvision(tmp_path):
 # ---- masks --------------------------------------------------------------------------------------------
 
 
-def coloured(background: int, foreground: int, palette: list[int]) -> Image.Image:
-    image = Image.fromarray(np.where(disc() > 0, foreground, background).astype(np.uint8)).copy()
-    image.putpalette(palette)
-    return image
+LABELS = disc(on=1)  # of two colours, neither of them background
+LABELS[5, 6] = 2
 
 
 @pytest.mark.parametrize(
@@ -149,10 +139,10 @@ def coloured(background: int, foreground: int, palette: list[int]) -> Image.Imag
         disc(on=1, dtype=np.float32),
         disc().astype(bool),
         np.stack([disc(), disc(on=0), disc(on=0)], axis=2),
-        coloured(0, 1, [0, 0, 0, 64, 0, 0]),
-        coloured(1, 0, [255, 255, 255, 0, 0, 0]),  # an optimiser put white first
+        palette(Image.fromarray(LABELS), (0, 0, 0), (40, 0, 0), (255, 255, 255)),
+        palette(Image.fromarray(1 - disc(on=1)), (255, 255, 255), (0, 0, 0)),  # an optimiser put white first
     ],
-    ids=["0/255", "0/1", "16 bit 0/1", "16 bit", "float", "1 bit", "red", "label", "permuted palette"],
+    ids=["0/255", "0/1", "16 bit 0/1", "16 bit", "float", "1 bit", "red", "labels", "permuted palette"],
 )
 def test_mask_conventions(tmp_path, mask):
     got = images.read_mask(save(tmp_path / "m.tif", mask))
@@ -160,19 +150,11 @@ def test_mask_conventions(tmp_path, mask):
     assert torch.equal(got, torch.from_numpy(disc() > 0))
 
 
-def test_every_label_of_a_palette_counts(tmp_path):
-    labels = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).copy()
-    labels.putpalette([0, 0, 0, 40, 0, 0, 255, 255, 255])
-    assert images.read_mask(save(tmp_path / "m.png", labels)).tolist() == [[False, True, True]]
-
-
-def test_jpeg_ringing_does_not_spread_the_mask(tmp_path):
+def test_masks_as_jpeg_of_another_size_and_empty(tmp_path):
+    """The ringing of JPEG does not spread a mask; it is resized with nearest."""
     path = save(tmp_path / "m.jpg", disc(32), quality=60)
     assert (np.asarray(Image.open(path)) > 0).sum() > 30  # the ringing is there
     assert torch.equal(images.read_mask(path), torch.from_numpy(disc(32) > 0))
-
-
-def test_mask_of_another_size_is_resized_with_nearest(tmp_path):
     path = save(tmp_path / "m.png", disc(16).repeat(4, axis=0).repeat(4, axis=1))
     assert torch.equal(images.read_mask(path, 16), torch.from_numpy(disc(16) > 0))
     assert not images.read_mask(save(tmp_path / "e.png", disc(on=0))).any()

@@ -1,7 +1,5 @@
 """Nearest neighbours against brute force; the subspace student against scikit-learn and known answers."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ from builders import random_images
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from dmdd_lite.course.neighbours import NearestNeighbour, SubspaceStudent, nearest
+from dmdd_lite.course.neighbours import NearestNeighbour, SubspaceStudent
 from dmdd_lite.losses import cosine_distance
 
 IMAGES = random_images(24)
@@ -56,26 +54,6 @@ def test_cosine_maps_are_the_least_sum_of_cosine_distances(teacher):
     torch.testing.assert_close(model.maps(test), enlarged(totals.amin(1)), rtol=1e-3, atol=1e-5)
 
 
-def test_chunks_and_batches_change_nothing_and_a_known_patch_is_at_distance_zero(teacher):
-    rng = torch.Generator().manual_seed(1)
-    queries, bank = torch.randn(50, 30, generator=rng), torch.randn(40, 30, generator=rng)
-    torch.testing.assert_close(nearest(queries, bank, chunk=90), nearest(queries, bank))
-    assert nearest(1000 + bank, 1000 + bank).max() == 0  # however large its norm
-    one, all_at_once = (
-        NearestNeighbour().fit(teacher, IMAGES, patches=50, batch=b).maps(IMAGES, batch=b) for b in (1, 7)
-    )
-    torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-5)
-    first, other = (NearestNeighbour().fit(teacher, IMAGES, 40, seed=s).bank for s in (0, 1))
-    assert len(first) == 40
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("options", [{"distance": "manhattan"}, {"neighbourhood": 2}, {"neighbourhood": 0}])
-def test_wrong_options_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        NearestNeighbour(**options)
-
-
 @pytest.fixture(scope="module")
 def student(teacher):
     return SubspaceStudent().fit(teacher, IMAGES, batch=2)
@@ -102,15 +80,3 @@ def test_without_components_nothing_is_copied_and_with_all_everything_is(student
     for share in (-0.1, 1.1):
         with pytest.raises(ValueError, match="share"):
             student.maps(unseen, share)
-
-
-def test_the_distance_is_one_minus_the_length_that_is_kept(teacher, student):
-    """A projection is at the angle to its original whose cosine is the share of the length that it keeps."""
-    features = teacher(IMAGES.float() / 255)
-    per_share = [student.distances(features, share) for share in (0, 0.25, 0.5, 1)]
-    kept = student.components[1][:, : round(0.25 * len(student.means[1]))]
-    centred = features[1].permute(0, 2, 3, 1) - student.means[1]
-    expected = 1 - (centred @ kept).norm(dim=3) / centred.norm(dim=3)
-    torch.testing.assert_close(per_share[1][1], expected, rtol=1e-3, atol=1e-5)
-    for fewer, more in pairwise(per_share):
-        assert all((b <= a + 1e-6).all() for a, b in zip(fewer, more, strict=True))

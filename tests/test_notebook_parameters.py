@@ -5,10 +5,7 @@ import papermill
 import pytest
 
 from dmdd_lite.reproduce.notebook import (
-    REPRODUCTION,
     NotebookError,
-    check_parameters,
-    notebook_parameters,
     run_notebook,
 )
 
@@ -39,24 +36,12 @@ def test_prints_are_logged_and_a_failing_cell_is_told(notebook, tmp_path):
         run_notebook(notebook, output, {"steps": 9}, log)
 
 
-@pytest.mark.parametrize(
-    "parameters, error, message",
-    [
-        ({"step": 4}, ValueError, "small.ipynb has no parameter step; it has root, steps"),
-        ({"steps": "4"}, TypeError, "parameter steps of small.ipynb must be int, got '4'"),
-        ({"root": 4}, TypeError, "must be str"),
-    ],
-)
-def test_wrong_parameters_write_nothing(notebook, tmp_path, parameters, error, message):
-    with pytest.raises(error, match=message):
-        run_notebook(notebook, tmp_path / "out" / "ran.ipynb", parameters, tmp_path / "out" / "log")
+def test_wrong_parameters_write_nothing(notebook, tmp_path):
+    with pytest.raises(TypeError, match=r"parameter steps of small\.ipynb must be int, got '4'"):
+        run_notebook(notebook, tmp_path / "out" / "ran.ipynb", {"steps": "4"}, tmp_path / "out" / "log")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_notebook_itself_refuses_what_papermill_accepts(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter step; it has root, steps"):
         papermill.execute_notebook(str(notebook), str(tmp_path / "a.ipynb"), {"step": 4}, progress_bar=False)
-
-
-def test_defaults_pass_their_own_check():
-    check_parameters(REPRODUCTION, notebook_parameters(REPRODUCTION))

@@ -3,21 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from builders import make_category, same_state, state_of, tiny_config, tiny_model
+from builders import same_state, square_pairs, state_of, tiny_model
 
-from dmdd_lite import losses, training
+from dmdd_lite import losses
 from dmdd_lite.course import probes
-from dmdd_lite.course.zones import split_zones, zone_recall
-from dmdd_lite.pairs import Pairs
+from dmdd_lite.course.zones import split_zones
 
 
 @pytest.fixture
 def pairs():
-    rng = torch.Generator().manual_seed(0)
-    normal, noise = torch.rand(2, 2, 3, 64, 64, generator=rng)
-    mask = torch.zeros(2, 64, 64)
-    mask[:, 8:40, 16:44] = 1
-    return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
+    return square_pairs()
 
 
 @pytest.fixture
@@ -65,19 +60,6 @@ def test_distances_are_the_losses_of_one_view(pairs):
         probes.pair_distances(tiny_model(branches=("normality",)), pairs, "abnormality")
 
 
-def test_watch_trains_each_to_its_own_end(tmp_path, pairs):
-    make_category(tmp_path, count=4)
-    trainers = {}
-    for name, iterations in (("short", 3), ("long", 5)):
-        config = tiny_config(iterations=iterations, msn_start=1.0)
-        data = training.load_training_data(config, tmp_path, "nut", progress=False)
-        trainers[name] = training.Trainer(config, tiny_model(**config.to_dict()), data)
-    *_, rows = probes.watch(trainers, pairs, every=2)
-    assert rows.groupby("model")["iteration"].apply(list).to_dict() == {"short": [2, 3], "long": [2, 4, 5]}
-    last = probes.gap_table(probes.pair_distances(trainers["long"].model, pairs)).mean()
-    np.testing.assert_allclose(rows.iloc[-1][last.index].astype(float), last, rtol=1e-4)
-
-
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_depth_agrees_with_erosion_and_dilation(width, masks):
     deep, zones = probes.depth(masks), split_zones(masks, width)
@@ -86,13 +68,3 @@ def test_depth_agrees_with_erosion_and_dilation(width, masks):
     np.testing.assert_array_equal((deep <= -1) & (deep >= -width), zones.rim)
     nothing, everything = probes.depth(np.stack([np.zeros((4, 4), bool), np.ones((4, 4), bool)]))
     assert nothing.max() < -(10**6) < 10**6 < everything.min()
-
-
-def test_recall_by_depth_adds_up_to_the_zones(masks):
-    maps = {"noise": np.random.default_rng(1).random(masks.shape) + masks}
-    found = probes.recall_by_depth(maps, masks, 2, 3, fpr=0.1)["noise"]
-    counts = {d: (probes.depth(masks) == d).sum() for d in found.index}
-    recall = zone_recall(maps["noise"], split_zones(masks, 2), 0.1)
-    for zone, steps in {"edge": (1, 2), "rim": (-1, -2)}.items():
-        total = sum(found[d] * counts[d] for d in steps if counts[d]) / sum(counts[d] for d in steps)
-        assert total == pytest.approx(recall[zone])

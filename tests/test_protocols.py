@@ -1,7 +1,6 @@
 """Watched trainings, and the two protocols that report them: 'last' and 'best-on-test'."""
 
 import json
-import re
 from importlib import import_module
 from itertools import pairwise
 
@@ -41,8 +40,7 @@ def curve_of(*values) -> list[dict]:
 # ---- watching a training ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes, saved", [({}, False), ({"holdout": 0.0, "position_maps": False}, True)])
-def test_a_watched_run_is_the_run_unwatched(root, tmp_path, changes, saved):
+def test_a_watched_run_is_the_run_unwatched(root, tmp_path):
     """Detectors of the moment, from stage 1 on, change nothing; that of the last one is the result."""
     seen, maps = [], []
 
@@ -52,8 +50,8 @@ def test_a_watched_run_is_the_run_unwatched(root, tmp_path, changes, saved):
         seen.append((trainer.iteration, snapshot(trainer)))
         maps.append(seen[-1][1].maps(trainer.data.images)[0]["fused"])  # predicting changes nothing either
 
-    plain = train_tiny(root, iterations=4, **changes)
-    watched = train_tiny(root, tmp_path if saved else None, 1, watch, iterations=4, **changes)
+    plain = train_tiny(root, iterations=4)
+    watched = train_tiny(root, tmp_path, 1, watch, iterations=4)
     pd.testing.assert_frame_equal(plain.history, watched.history)
     assert [iteration for iteration, _ in seen] == [1, 2, 3, 4]
     for detector in (watched.detector, seen[-1][1]):
@@ -69,7 +67,6 @@ def test_a_watched_run_is_the_run_unwatched(root, tmp_path, changes, saved):
     "values, best",
     [
         ([(0.90, 0.80), (0.96, 0.84), (0.97, 0.82)], 20),  # neither metric alone
-        ([(0.90, 0.80), (0.80, 0.95), (0.97, 0.70)], 20),
         ([(0.90, 0.80), (0.91, 0.82), (0.93, 0.85)], 30),  # the last itself
         ([(0.75, 0.50), (0.50, 0.75), (0.25, 0.25)], 10),  # the earliest of equals
     ],
@@ -109,37 +106,3 @@ def test_a_tiny_run_from_end_to_end(protocols, root, tmp_path, words, capsys):
     expected = evaluate(detector, open_category(root, "lever"), progress=False).metrics["fused"]
     assert {key: last[key] for key in METRICS} == expected
     assert f"| {100 * expected['image_auroc']:.2f} / " in capsys.readouterr().out.splitlines()[-1]
-
-
-@pytest.fixture
-def finished(protocols, words):
-    """A result of other hands, with numbers that a new run would not have."""
-    (run,) = protocols.plan(protocols.parse(words))
-    values = {"curve": curve_of((0.9, 0.8), (0.6, 0.7)), "config": run.config.to_dict(), **run.settings}
-    run.path.write_text(json.dumps(values))
-
-
-def test_what_is_there_is_kept(protocols, finished, words, monkeypatch, capsys):
-    monkeypatch.setattr(protocols, "train", None)
-    assert protocols.main(words) == 0
-    assert "60.00 / 90.00 (+30.00)" in capsys.readouterr().out
-    trained = []
-    monkeypatch.setattr(protocols, "execute", lambda run: trained.append(run.name) or {"half": "a result"})
-    assert protocols.main([*words, "--seeds", "0", "1"]) == 2
-    assert trained == ["bracket_seed1"]
-    assert "bracket_seed1.json is not a result file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (("--iterations", "9"), r"iterations: 5 -> 9"),
-        (("--every", "3"), r"every: 1 -> 3"),
-        (("--set", "aim_weight=3.0"), r"aim_weight: 1\.0 -> 3\.0"),
-        (("--textures", "TEXTURES"), r"textures: '' -> 'lever'"),
-    ],
-)
-def test_other_settings_are_refused_by_name(protocols, finished, root, words, capsys, changes, message):
-    assert protocols.main([*words, *(w.replace("TEXTURES", f"{root}/lever") for w in changes)]) == 2
-    told = capsys.readouterr().err
-    assert re.search(rf"bracket_seed0\.json was made with other settings \({message}\); delete it", told)

@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from builders import random_images, tiny_config
 
 from dmdd_lite.course import realism
 from dmdd_lite.course.realism import Patches, Reference
-from dmdd_lite.pairs import PairSynthesizer
 
 
 def patches(count=400, centre=0.0, images=20, seed=0) -> Patches:
@@ -31,15 +29,6 @@ def test_nearest_distance_equals_brute_force():
 
 
 def test_two_sample_auroc_knows_same_far_and_kinds_apart():
-    """Patches of one image are alike; on images not seen that must not pass for a difference of the sets."""
-
-    def clustered(seed):
-        centres = patches(40, seed=seed).features.repeat_interleave(10, 0)
-        noise = 0.01 * patches(400, seed=seed + 1).features
-        return Patches(centres + noise, torch.arange(40).repeat_interleave(10), torch.zeros(400))
-
-    scores = [realism.two_sample_auroc(clustered(seed), clustered(seed + 50), seed=seed) for seed in range(4)]
-    assert abs(np.mean(scores) - 0.5) < 0.15
     assert abs(realism.two_sample_auroc(patches(seed=1), patches(seed=2)) - 0.5) < 0.1
     first, second = patches(), patches(centre=9.0, seed=1)
     assert realism.two_sample_auroc(first, second) > 0.99
@@ -48,15 +37,6 @@ def test_two_sample_auroc_knows_same_far_and_kinds_apart():
     assert abs(realism.split_half_auroc(both) - 0.5) < 0.15
     with pytest.raises(ValueError, match="two images"):
         realism.two_sample_auroc(patches(images=1), patches())
-
-
-def test_coverage_of_the_real_ones_of_good_ones_and_of_far_ones():
-    real, good = patches(60, centre=3.0, seed=1), patches(200, seed=2).features
-    known = reference(real, good)
-    assert realism.covered(known, real.features).mean() == 1
-    assert realism.covered(known, good).tolist() == [0.5] * 60
-    assert abs(realism.covered(known, patches(200, seed=3).features).mean() - 0.5) < 0.15
-    assert realism.covered(known, -real.features).mean() < 0.05
 
 
 def test_measure_of_synthetic_anomalies_that_are_the_real_ones():
@@ -79,25 +59,6 @@ def test_gather_takes_the_covered_cells_and_at_least_one_of_every_defect():
     assert found.paired.tolist() == [1 - 25, 1 - 36, 1 - 28**2]
     assert realism.gather(features).features.flatten().tolist() == list(range(32))
     assert len(realism.gather(features, torch.zeros(2, 16, 16)).features) == 0
-
-
-def test_synthetic_patches_of_invisible_anomalies_have_not_changed(teacher):
-    images, invisible = random_images(6), PairSynthesizer(tiny_config(opacity=(0.0, 0.0)))
-    found = realism.synthetic_patches(teacher, invisible, images, rounds=2, batch=4)
-    torch.testing.assert_close(found.paired, torch.zeros_like(found.paired), atol=1e-5, rtol=0)
-    assert sorted(set(found.image.tolist())) == list(range(6))  # both rounds carry the image's own index
-    bank = realism.gather(realism.patch_features(teacher, images)).features
-    assert realism.nearest_distance(found.features, bank).max() < 1e-5
-
-
-def test_build_reference_counts_patches_and_limits_the_bank(teacher):
-    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
-    masks[:, :16, :16] = True
-    good, test = random_images(4), random_images(2, seed=5)
-    known = realism.build_reference(teacher, good, random_images(3, seed=1), test, masks, most=50)
-    assert (len(known.bank), len(known.real_distance), len(known.good_distance)) == (50, 2 * 4, 3 * 64)
-    again = realism.build_reference(teacher, good, good, test, masks)
-    assert again.good_distance.max() < 1e-5  # the same images on both sides
 
 
 def test_describe_masks():

@@ -7,7 +7,7 @@ import pytest
 from dmdd_lite import evaluation
 from dmdd_lite.config import MVTEC_CATEGORIES
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.reproduce.reference import by_category, category_table, load_reference
+from dmdd_lite.reproduce.reference import category_table, load_reference
 
 
 def results_of(categories) -> pd.DataFrame:
@@ -33,21 +33,6 @@ def test_numbers_as_published(method, category, expected):
     row = load_reference().query("method == @method and category == @category")
     found = row[["image_auroc", "pixel_auroc", "aupro"]].to_numpy(float).squeeze()
     np.testing.assert_array_equal(found, np.array(expected, float))
-
-
-@pytest.mark.parametrize(
-    "method, metric, mean",  # a slip in a column of fifteen would show in what is known of its mean
-    [
-        ("STPM", "pixel_auroc", 97.0),
-        ("PatchCore-10 %", "pixel_auroc", 98.1),
-        ("CDO", "image_auroc", 99.13),
-        ("RD4AD re-run", "aupro", 93.9),
-    ],
-)
-def test_columns_agree_with_their_stated_means(method, metric, mean):
-    column = by_category(metric)[method]
-    assert sorted(column.index) == sorted(MVTEC_CATEGORIES)
-    assert column.mean() == pytest.approx(mean, abs=0.11)
 
 
 def test_every_method_tells_its_protocol_and_the_paper_has_no_more_than_its_abstract():

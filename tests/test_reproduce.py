@@ -34,13 +34,6 @@ def test_a_job_a_category_and_seed_the_longest_first():
     assert os.path.isabs(found[0].parameters["data_root"])
 
 
-def test_every_other_field_can_be_set(nuts, tmp_path):
-    more = ("--set", "learning_rate=0.01", "schedule=constant", "--set", 'teacher_options={"in_chans": 3}')
-    config = planned(nuts, tmp_path, *more, "--set", "student_blocks=[1,1,1]")[0].config()
-    assert (config.learning_rate, config.schedule, config.student_blocks) == (0.01, "constant", (1, 1, 1))
-    assert config.teacher_options == {"in_chans": 3}
-
-
 def test_all_wrong_parameters_in_one_message(nuts, tmp_path, capsys):
     wrong = ["--jobs", "0", "--set", "epochs=3", "seed=4", "teacher_options", "--iterations", "0"]
     assert main(arguments(nuts, tmp_path / "out", *wrong)) == 2
@@ -90,11 +83,9 @@ def test_workers_share_gpus_and_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-a")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
-    found = [
-        (place["CUDA_VISIBLE_DEVICES"].strip(), place["OMP_NUM_THREADS"])
-        for place in run.environments(3, "auto")
-    ]
-    assert found == [("2", "2"), ("GPU-a", "2"), ("2", "2")]
+    found = run.environments(3, "auto")
+    assert [place["CUDA_VISIBLE_DEVICES"].strip() for place in found] == ["2", "GPU-a", "2"]
+    assert {place["OMP_NUM_THREADS"] for place in found} == {"2"}
     assert len(run.environments(None, "auto")) == 2
     assert "CUDA_VISIBLE_DEVICES" not in run.environments(None, "cuda:1")[0]
 
@@ -109,28 +100,20 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     write_result_of(other)
     assert finished(other)["seconds"] == 90
     assert main(arguments(nuts, tmp_path / "out", categories=("nut", "bolt"))) == 2
-    told = capsys.readouterr().err
-    assert (
-        f"{job.result} was made with other settings (iterations: 7 -> 6; learning_rate: 0.5 -> 0.005)" in told
-    )
+    told, changes = capsys.readouterr().err, "iterations: 7 -> 6; learning_rate: 0.5 -> 0.005"
+    assert f"{job.result} was made with other settings ({changes})" in told
     assert "choose another --results folder" in told
     assert other.result.name not in told
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"config": {}}', '{"config": {"epochs": 3}}'])
-def test_what_is_no_result_is_named(nuts, tmp_path, text):
-    job = planned(nuts, tmp_path)[0]
-    job.result.parent.mkdir()
-    job.result.write_text(text)
-    with pytest.raises(ValueError, match=f"{job.result.name} is not a result file"):
-        finished(job)
-
-
-def test_a_strange_file_among_the_results_is_told_before_anything_runs(nuts, tmp_path, capsys):
+@pytest.mark.parametrize("text", ["", "[]", '{"config": {"epochs": 3}}'])
+def test_what_is_no_result_is_named_before_anything_runs(nuts, tmp_path, capsys, text):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/screw_seed3.json").write_text("{}")
-    assert main(arguments(nuts, tmp_path / "out", categories=("nut",))) == 2
-    assert "screw_seed3.json is not a result file" in capsys.readouterr().err
+    for name in ("nut_seed0.json", "screw_seed3.json"):
+        (tmp_path / "out" / name).write_text(text)
+        assert main(arguments(nuts, tmp_path / "out", categories=("nut",))) == 2
+        assert f"{name} is not a result file" in capsys.readouterr().err
+        (tmp_path / "out" / name).unlink()
 
 
 def test_runs_with_and_without_textures_are_not_mixed(nuts, tmp_path):
@@ -291,7 +274,7 @@ def test_a_stopped_command_leaves_no_process_and_the_next_completes(given, tmp_p
 
 @pytest.mark.slow
 def test_notebook_05_itself(data, tmp_path):
-    more = ("--iterations", "12", "--set", "learning_rate=0.001", "student_blocks=[1, 1, 1]")
+    more = ("--iterations", "12", "--set", "learning_rate=0.001", "--set", "student_blocks=[1, 1, 1]")
     assert main(arguments(data, tmp_path, *more, categories=("fabric",))) == 0
     config = json.loads((tmp_path / "fabric_seed0.json").read_text())["config"]
     assert (config["iterations"], config["learning_rate"], config["student_blocks"]) == (12, 0.001, [1, 1, 1])

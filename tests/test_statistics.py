@@ -181,16 +181,6 @@ def test_wide_features_are_mixed_orthonormally_and_the_same_by_seed():
     np.testing.assert_allclose(kept(new)[1].numpy(), mahalanobis(*mixed, ridge_of(mixed[1])), rtol=1e-3)
 
 
-@pytest.mark.parametrize("count", [5, 170])  # without and with components of the look
-def test_images_that_are_all_the_same(count):
-    """No variance anywhere: the mean is known, and anything else is far."""
-    same = tuple(f.expand(count, -1, -1, -1) for f in good(1))
-    statistics = fitted(same)
-    for own in (None, same):
-        assert all(d.isfinite().all() and d.max() < 1 for d in statistics(same, own))
-    assert all(d.isfinite().all() and d.min() > 100 for d in statistics(good(2, seed=1)))
-
-
 def test_an_empty_background_is_as_good_in_another_precision():
     """Good images that differ at an object alone: what bf16 changes elsewhere is noise, and no defect."""
     teacher = build_teacher("tf_efficientnet_lite0.pypi")

@@ -28,7 +28,7 @@ def assert_same(found, expected, **tolerance):
         torch.testing.assert_close(one, other, **tolerance)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_100", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_100", "convnext_atto", "wide_resnet50_2"])
 def test_sizes_come_from_the_network(name):
     teacher = build_teacher(name, "random")
     for k, feature in enumerate(teacher(IMAGES)):
@@ -70,28 +70,6 @@ def test_local_weights(tmp_path, suffix):
     plain = timm.create_model("test_resnet", **options).eval()
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if k in plain.state_dict()})
     assert_same(teacher(IMAGES), plain((IMAGES - teacher.mean) / teacher.std))
-
-
-def reshaped() -> dict:
-    state = timm.create_model("test_resnet").state_dict()
-    return state | {next(iter(state)): torch.zeros(1)}
-
-
-@pytest.mark.parametrize(
-    "name, write, message",
-    [
-        ("other.safetensors", lambda p: save_file(timm.create_model("test_efficientnet").state_dict(), p),
-         r"other\.safetensors do not belong to 'test_resnet'"),
-        ("w.safetensors", lambda p: save_file(reshaped(), p), "are of another shape"),
-        ("text.safetensors", lambda p: p.write_text("hello"), r"text\.safetensors cannot be read"),
-        ("code.pth", lambda p: torch.save({"state_dict": print}, p), r"code\.pth are not plain tensors"),
-        ("none.pth", lambda p: None, "do not exist"),
-    ],
-)  # fmt: skip
-def test_weights_that_cannot_be_used_are_named(tmp_path, name, write, message):
-    write(tmp_path / name)
-    with pytest.raises(TeacherError, match=message):
-        build_teacher("test_resnet", str(tmp_path / name))
 
 
 def test_hub_out_of_reach_names_the_remedies(monkeypatch, tmp_path):

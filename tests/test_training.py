@@ -186,16 +186,6 @@ def test_plain_distillation_fits_the_normal_view_alone(data):
     assert torch.isnan(losses.msn)
 
 
-@pytest.mark.parametrize("branch, loss", [("normality", "ngm"), ("abnormality", "aim")])
-def test_one_branch_alone_trains_and_predicts(root, branch, loss):
-    result = train_tiny(root, branches=(branch,))
-    assert {name for name in ("ngm", "aim") if (result.history[name] > 0).any()} == {loss}
-    prediction = result.detector.predict(next((root / "lever/test/good").glob("*.png")))
-    assert [len(prediction.normality), len(prediction.abnormality)] == [
-        3 * (loss == k) for k in ("ngm", "aim")
-    ]
-
-
 def test_either_view_has_its_own_batch_statistics(data):
     """The student's output for the normal view does not depend on what the anomalous view holds."""
     trainer = make_trainer(data)
@@ -269,15 +259,6 @@ def test_a_fusion_refitted_is_that_of_a_whole_training(root, whole, change):
 def test_a_fusion_is_not_refitted_for_another_student(root, whole, change, told):
     with pytest.raises(ValueError, match=rf"another student than the detector's \({told}\)"):
         training.refit_msn(whole.detector, tiny_config(**change), root, "lever", progress=False)
-
-
-@pytest.mark.slow
-def test_wide_resnet50_trains_and_predicts(root):
-    """The paper's network, untrained, its student as large."""
-    result = train_tiny(root, teacher="wide_resnet50_2", image_size=128, iterations=2, student_blocks=())
-    assert result.detector.model.teacher.info.channels == (256, 512, 1024)
-    prediction = result.detector.predict(next((root / "lever/test/good").glob("*.png")))
-    assert [len(m) for m in prediction.normality] == [32, 16, 8]
 
 
 # ---- pairs and rates ----------------------------------------------------------------------------------

@@ -12,28 +12,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ITERATIONS = 8
-TINY = {"iterations": ITERATIONS, "student": "encoder", "position_channels": 8}
+TINY = {"iterations": 8, "student": "encoder", "position_channels": 8}
 
 
 def train_small(root: Path, output_dir=None, every: int = 1, watch=None, **changes):
     """Train the smallest model there is, in this process."""
-    from builders import tiny_config
+    from builders import train_tiny
 
-    from dmdd_lite.training import train
-
-    config = tiny_config(**{**TINY, "iterations": 3, **changes})
-    return train(config, root, "lever", "", output_dir, "cpu", every, False, watch)
+    return train_tiny(root, output_dir, every, watch, **{**TINY, "iterations": 3, **changes})
 
 
 def assert_same(one, other):
     """Trainings to the same weights by the same losses."""
     import pandas as pd
-    import torch
+    from builders import same_state
 
-    weights, expected = (training.detector.model.state_dict() for training in (one, other))
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert same_state(one.detector.model, other.detector.model)
     pd.testing.assert_frame_equal(one.history, other.history)
 
 
@@ -132,25 +126,23 @@ def wait(
     return {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "told": told}
 
 
-def work(folder: str, root: str, threads: int = 1, dies=None, again: bool = False, patience=None, **changes):
+def work(folder: str, root: str, dies=None, again: bool = False, patience=None):
     import torch
-    from builders import tiny_config
+    from builders import train_tiny
 
     from dmdd_lite import checkpoints
-    from dmdd_lite.training import train
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     if dies:
         die_at(*dies)
     if patience is not None:
         checkpoints.PATIENCE = patience
-    call = (tiny_config(**{**TINY, **changes}), root, "lever", "", folder, "cpu", 1, False)
     try:
-        train(*call)
+        train_tiny(root, folder, 1, **TINY)
     except KeyboardInterrupt:
         if not again:
             raise
-        train(*call)
+        train_tiny(root, folder, 1, **TINY)
 
 
 def die_at(owner: str, name: str, call: int, when: str):
@@ -184,7 +176,7 @@ def cut(file):
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
+    import builders  # noqa: F401
     import torch  # noqa: F401
-    from builders import tiny_config  # noqa: F401
 
     serve()

@@ -15,18 +15,6 @@ settings.register_profile(
 settings.load_profile("dmdd")
 
 
-@pytest.fixture(scope="session")
-def depth():
-    """Of the two numbers of cases that test_kills.py gives, the lesser."""
-    return lambda quick, stress: quick
-
-
-@pytest.fixture(scope="session")
-def tally():
-    """test_kills.py and test_tables.py call it; it counts nothing."""
-    return lambda kind, number=1: None
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A small file system of its own that can be filled up."""

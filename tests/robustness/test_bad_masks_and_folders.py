@@ -9,7 +9,6 @@ import torch
 from builders import disc, make_category, save_image, tiny_config
 from PIL import Image
 
-from dmdd_lite.data import layout as data
 from dmdd_lite.data.images import read_image, read_mask
 from dmdd_lite.data.layout import DataError, load_masks, open_category, open_folder
 from dmdd_lite.training import train
@@ -147,10 +146,3 @@ def test_bad_textures_stop_it_before_training(category, tmp_path, name, content,
         with pytest.raises(DataError, match=told):
             train(tiny_config(), category.parent, "nut", place, tmp_path / "out", "cpu", progress=False)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_file_that_breaks_after_the_check_is_named(category, monkeypatch):
-    checked = data._file_problems
-    monkeypatch.setattr(data, "_file_problems", lambda files: checked(files) or (files[0][0].unlink() or []))
-    with pytest.raises(DataError, match=r"000\.png: no such file; check the path"):
-        load_training_data(tiny_config(), category.parent, "nut", progress=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import save_image, tiny_config
+from builders import tiny_config
 
 from dmdd_lite import evaluation
 from dmdd_lite.data.layout import open_category
@@ -30,32 +30,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def picture(seed):
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return coarse.repeat(8, axis=0).repeat(8, axis=1)
-
-
-@pytest.fixture(scope="module")
-def nuts(tmp_path_factory):
-    """Images of coarse noise, some of them with a square, and textures in two folders."""
-    root, mask = tmp_path_factory.mktemp("nuts"), np.zeros((64, 64), np.uint8)
-    mask[20:36, 8:24] = 255
-    for i in range(6):
-        save_image(root / f"nut/train/good/{i}.png", picture(i))
-        save_image(root / f"textures/{'ab'[i % 2]}/{i}.png", picture(300 + i))
-    for i in range(4):
-        save_image(root / f"nut/test/good/{i}.png", picture(100 + i))
-        save_image(root / f"nut/test/hole/{i}.png", np.where(mask[..., None], 255, picture(200 + i)))
-        save_image(root / f"nut/ground_truth/hole/{i}_mask.png", mask)
-    return root
-
-
 def trained(root, seed: int = 0, threads: int = 1):
     """Training and evaluation."""
     torch.set_num_threads(threads)
     config = tiny_config(seed=seed, iterations=2)
-    result = train(config, root, "nut", root / "textures", device="cpu", progress=False)
-    return result, evaluation.evaluate(result.detector, open_category(root, "nut"), progress=False)
+    result = train(config, root, "lever", root / "lever/test", device="cpu", progress=False)
+    return result, evaluation.evaluate(result.detector, open_category(root, "lever"), progress=False)
 
 
 def everything(root, result, found) -> dict:
@@ -64,7 +44,7 @@ def everything(root, result, found) -> dict:
         "weights": result.detector.model.state_dict().values(),
         "losses": [result.history.to_numpy()],
         "maps": [*found.maps.values(), *found.scores.values()],
-        "predictions": [p.fused for p in result.detector.predict(root / "nut/test/hole")],
+        "predictions": [p.fused for p in result.detector.predict(root / "lever/test")],
     }
     parts = {name: [np.ascontiguousarray(a).tobytes() for a in values] for name, values in arrays.items()}
     digests = {name: hashlib.sha256(b"".join(values)).hexdigest() for name, values in parts.items()}
@@ -72,18 +52,18 @@ def everything(root, result, found) -> dict:
 
 
 @pytest.fixture(scope="module")
-def here(nuts):
-    return trained(nuts)
+def here(root):
+    return trained(root)
 
 
 @pytest.fixture(scope="module")
-def known(nuts, here):
-    return everything(nuts, *here)
+def known(root, here):
+    return everything(root, *here)
 
 
-def test_the_same_call_gives_the_same_bits_in_another_process(nuts, known):
+def test_the_same_call_gives_the_same_bits_in_another_process(root, known):
     code = (
-        f"import json, pathlib, test_determinism as t; root = pathlib.Path({str(nuts)!r})\n"
+        f"import json, pathlib, test_determinism as t; root = pathlib.Path({str(root)!r})\n"
         "print('FOUND', json.dumps(t.everything(root, *t.trained(root))))"
     )
     paths = os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parent.parent)))
@@ -91,7 +71,7 @@ def test_the_same_call_gives_the_same_bits_in_another_process(nuts, known):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.split("FOUND")[1]) == known
-    assert everything(nuts, *trained(nuts, seed=1)) != known
+    assert everything(root, *trained(root, seed=1)) != known
 
 
 def states():
@@ -99,19 +79,19 @@ def states():
     return torch.get_rng_state().tolist(), [*map(str, numpy_state)], random.getstate()
 
 
-def test_global_random_numbers_are_neither_used_nor_touched(nuts, known):
+def test_global_random_numbers_are_neither_used_nor_touched(root, known):
     torch.rand(17), np.random.rand(17), random.random()  # noqa: NPY002
     before = states()
-    assert everything(nuts, *trained(nuts)) == known
+    assert everything(root, *trained(root)) == known
     assert states() == before
 
 
-def test_two_threads_give_the_same_bits_twice(nuts):
-    one, other = (everything(nuts, *trained(nuts, threads=2)) for _ in range(2))
+def test_two_threads_give_the_same_bits_twice(root):
+    one, other = (everything(root, *trained(root, threads=2)) for _ in range(2))
     assert one == other
 
 
-def test_the_order_in_which_a_file_system_lists_changes_nothing(nuts, known, monkeypatch):
+def test_the_order_in_which_a_file_system_lists_changes_nothing(root, known, monkeypatch):
     asked, listed = [], Path.iterdir
 
     def shuffled(folder):
@@ -119,7 +99,7 @@ def test_the_order_in_which_a_file_system_lists_changes_nothing(nuts, known, mon
         return iter(random.Random(len(asked)).sample(found := list(listed(folder)), len(found)))
 
     monkeypatch.setattr(Path, "iterdir", shuffled)
-    assert everything(nuts, *trained(nuts)) == known
+    assert everything(root, *trained(root)) == known
     assert len(asked) > 6
 
 

@@ -1,13 +1,20 @@
-"""Trainings and files on a disk that fills up or cannot be written to: an error that names the file, what was
-there before stays whole, and once there is room the same call goes on."""
+"""Disks that fill up or cannot be written to: an error that names the file and the remedy, what was there
+before stays whole, and once there is room the same call goes on; so for trainings, notebooks and tables."""
 
+import shutil
+from pathlib import Path
+
+import nbformat
 import pytest
 import torch
 from attempts import assert_same
 from builders import tree
 from disks import FULL, READ_ONLY, files_of_at_most
+from reproductions import arguments, planned, write_result_of
 
 from dmdd_lite import checkpoints, training
+from dmdd_lite.reproduce.__main__ import main
+from dmdd_lite.reproduce.notebook import KernelDied, NotebookError, run_notebook
 from dmdd_lite.training import Trainer, TrainingError
 from dmdd_lite.utils import write_json
 
@@ -91,3 +98,57 @@ def test_whatever_cannot_be_written_leaves_the_old_file_and_is_named(whole, tmp_
     WRITERS[name](path, whole.detector, 0.75)
     assert tree(tmp_path).keys() == before.keys()
     assert tree(tmp_path) != before
+
+
+# ---- notebooks and tables ------------------------------------------------------------------------------
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    cells = [nbformat.v4.new_code_cell("steps: int = 3", metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def test_a_notebook_on_a_disk_that_fills_up(disk, tmp_path):
+    """After room is made it runs."""
+    source = write_notebook(tmp_path / "long.ipynb", "print('text ' * 100_000)", "print('end')")
+    output, log = disk.folder / "out" / "ran.ipynb", tmp_path / "log"
+    disk.fill(leave=300_000)
+    with pytest.raises(NotebookError, match=rf"ran\.ipynb or .*log cannot be written .*{FULL}"):
+        run_notebook(source, output, {}, log)
+    disk.empty()
+    run_notebook(source, output, {}, log)
+    assert nbformat.read(output, 4).cells[-1].outputs[0].text == "end\n"
+
+
+def test_a_notebook_whose_kernel_is_killed(tmp_path):
+    source = write_notebook(
+        tmp_path / "dead.ipynb", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(KernelDied, match="its Python process was killed"):
+        run_notebook(source, tmp_path / "out/ran.ipynb", {}, tmp_path / "log")
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(nuts, disk, capsys):
+    given = arguments(nuts, disk.folder / "out", categories=("nut",))
+    disk.fill()
+    assert main(given) == 2
+    assert f"out cannot be written to ({FULL}); choose another --results folder" in capsys.readouterr().err
+    disk.empty()
+    disk.remount("ro")
+    assert main(given) == 2
+    assert f"out cannot be written to ({READ_ONLY})" in capsys.readouterr().err
+    assert not tree(disk.folder)
+
+
+def test_a_table_on_a_full_disk_keeps_its_results(nuts, tmp_path, disk, monkeypatch, capsys):
+    for job in planned(nuts, tmp_path):
+        write_result_of(job)
+    shutil.move(tmp_path / "out", disk.folder / "out")
+    before = tree(disk.folder / "out")
+    disk.fill()
+    assert main(arguments(nuts, disk.folder / "out", categories=("nut", "bolt"))) == 1
+    assert f"{FULL}: '{disk.folder}/out/results.csv'; correct that" in capsys.readouterr().err
+    assert tree(disk.folder / "out") == before

@@ -31,7 +31,6 @@ def link(name: str, target: str, kind=tarfile.SYMTYPE):
 
 REFUSED = {
     "parent": [member("../outside.txt", b"x")],
-    "deep parent": [member("bottle/../../../outside.txt", b"x")],
     "folder outside": [member("../made", type=tarfile.DIRTYPE)],
     "link out": [link("bottle/out", "../../../outside.txt")],
     "absolute link": [link("bottle/out", "/etc/hostname")],
@@ -75,7 +74,6 @@ def test_odd_members_stay_within_the_root_as_plain_files(server, root, odd):
 
 OTHERS = {
     "page": b"<html>please log in</html>",
-    "nothing": b"",
     "cut": pack()[:-200],
     "zip": b"PK\3\4" + bytes(99),
     "without categories": pack(files={"readme.txt": b"MVTec AD"}),

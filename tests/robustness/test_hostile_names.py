@@ -9,31 +9,27 @@ from html import escape
 import ipywidgets
 import numpy as np
 import pytest
-from builders import save_image, tiny_config
+from builders import save_image
 
-from dmdd_lite.detector import Detector
 from dmdd_lite.explorer import Explorer, ExplorerView, static_figure
 from dmdd_lite.explorer.items import shown
-from dmdd_lite.explorer.readouts import thumbnail
-from dmdd_lite.model import build_model
-from dmdd_lite.teacher import build_teacher
 
-HOSTILE = {
-    "image": "<img src=x onerror=alert(1)>",
-    "attribute": '" onmouseover="alert(1)',
-    "closed": "-->]]>\"'><svg onload=alert(1)>",
-    "entity": "&lt;b&gt;&#60;i&#62;",
-    "formula": "$\\frac{1}{2}$",
-    "broken formula": "$\\frac{$",
-    "template": "{{7*7}}${7*7}{0.__class__}%s%n",
-    "line break": "a\nb\rc",
-    "escape sequence": "\x1b[2J\x1b]0;x\x07",
-    "direction": "\u202egnp",
-    "no text": os.fsdecode(b"\xff\xfe\x80"),
-    "long": "n" * 200,
-}
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "-->]]>\"'><svg onload=alert(1)>",
+    "&lt;b&gt;&#60;i&#62;",
+    "$\\frac{1}{2}$",
+    "$\\frac{$",  # no formula
+    "{{7*7}}${7*7}{0.__class__}%s%n",
+    "a\nb\rc",
+    "\x1b[2J\x1b]0;x\x07",
+    "\u202egnp",  # turns the direction of text
+    os.fsdecode(b"\xff\xfe\x80"),
+    "n" * 200,
+]
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph")  # of a font that has not all of Unicode
-MARKUP = [name for name in HOSTILE.values() if set(name) & set('<>"&')]
+MARKUP = [name for name in HOSTILE if set(name) & set('<>"&')]
 
 
 def assert_harmless(html: str):
@@ -50,15 +46,10 @@ def html_of(widget):
 
 
 @pytest.fixture(scope="module")
-def detector():
-    return Detector(build_model(tiny_config(position_maps=False), build_teacher("test_resnet", "random")))
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """One image of each name, half of them in folders of such names too."""
     folder = tmp_path_factory.mktemp("names")
-    for number, name in enumerate(HOSTILE.values()):
+    for number, name in enumerate(HOSTILE):
         parent = folder / name if number % 2 else folder
         save_image(parent / f"{name}.png", np.full((32, 32, 3), 10 * number, np.uint8))
     return folder
@@ -94,10 +85,9 @@ def test_no_name_becomes_markup(view, explorer):
     assert sorted(labels) == sorted(item.name for item in explorer.items)  # text, not markup
 
 
-@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
-def test_uploads_and_thumbnails_of_any_name(view, monkeypatch, name):
-    monkeypatch.setattr("dmdd_lite.explorer.view.uploaded_files", lambda value: [(name, b"no image")])
-    view._on_upload()
-    for html in (view.message.value, thumbnail(b"", shown(name), "score 0.5")):
-        assert_harmless(html)
-        assert escape(shown(name)) in html
+def test_uploads_of_any_name(view, monkeypatch):
+    for name in HOSTILE:
+        monkeypatch.setattr("dmdd_lite.explorer.view.uploaded_files", lambda _, name=name: [(name, b"none")])
+        view._on_upload()
+        assert_harmless(view.message.value)
+        assert escape(shown(name)) in view.message.value

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 from builders import save_image, tiny_config
-from sklearn.metrics import average_precision_score, roc_auc_score
-from test_metrics import brute_aupro
+from test_metrics import tiny_case
 
 from dmdd_lite import evaluation, metrics
 from dmdd_lite.course.thresholds import best_outline, error_rates, outline_quality
@@ -18,46 +17,8 @@ from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import TrainingError, train
 
 PIXELWISE = (pixel_auroc, pixel_ap, aupro, aupro_per_image)
-SCALES = (1.0, 1e-3, 1e300, 5e-324, -1.0)  # of whole numbers: huge and denormal values too
 
 # ---- metrics ------------------------------------------------------------------------------------------
-
-
-def awkward_case(seed):
-    """Maps float64 of few values, that is with many ties, and masks (N, H, W): single pixels, bars, noise, an
-    image that its defect fills, good images; with both kinds of pixels."""
-    rng = np.random.default_rng(seed)
-    shape = (rng.integers(1, 5), rng.integers(1, 8), rng.integers(2, 8))
-    masks = np.zeros(shape, bool)
-    for mask in masks:
-        kind = rng.integers(5)
-        if kind == 0:
-            mask[tuple(rng.integers(mask.shape))] = True
-        elif kind == 1:
-            mask[rng.integers(mask.shape[0])] = True
-        elif kind < 4:
-            mask[:] = rng.random(mask.shape) < rng.uniform(0.1, 0.9) if kind == 2 else True
-    masks.reshape(-1)[rng.permutation(masks.size)[:2]] = True, False
-    maps = rng.integers(0, rng.choice((1, 2, 3, 8, 1000)), shape) + rng.integers(0, 2) * masks
-    return maps * rng.choice(SCALES), masks
-
-
-def test_metrics_equal_brute_force_on_awkward_cases(monkeypatch):
-    """Also where the pixels are sorted slice by slice."""
-    for seed in range(60):
-        maps, masks = awkward_case(seed)
-        monkeypatch.setattr(metrics, "SLICE", 1 + seed)
-        ranks = np.unique(maps, return_inverse=True)[1].ravel()
-        expected = [
-            roc_auc_score(masks.ravel(), ranks),
-            average_precision_score(masks.ravel(), ranks),
-            brute_aupro(maps, masks, 0.3),
-        ]
-        assert [metric(maps, masks) for metric in PIXELWISE[:3]] == pytest.approx(expected, abs=1e-12), seed
-        pairs = [(a[None], m[None]) for a, m in zip(maps, masks, strict=True) if m.any() and not m.all()]
-        if pairs:
-            alone = np.mean([brute_aupro(*pair, 0.3) for pair in pairs])
-            assert aupro_per_image(maps, masks) == pytest.approx(alone, abs=1e-12), seed
 
 
 MAPS, MASKS = np.random.default_rng(0).random((3, 4, 5)), np.arange(60).reshape(3, 4, 5) % 7 == 0
@@ -79,7 +40,7 @@ def test_what_is_not_finite_is_refused_by_its_image(value):
 def test_best_outline_is_the_best_of_all():
     """Also among neighbouring floating-point numbers, between which there is nothing."""
     for seed in range(100):
-        maps, masks = awkward_case(seed)
+        maps, masks = tiny_case(seed)
         if seed % 2:
             maps = np.nextafter(np.float32(1), np.where(maps > np.median(maps), np.float32(2), np.float32(0)))
         below = np.nextafter(maps.min(), maps.dtype.type(-np.inf))

@@ -116,14 +116,14 @@ def plot_ablation(
     rows = scores[scores["skip"] == skip]
     if rows.empty:
         raise ValueError(f"no row with skip {skip}; there are {sorted(scores['skip'].unique())}")
-    names = list(rows["msn"].unique())
+    names = list(rows["fusion"].unique())
     fig = new_figure(WIDTH, 1.3 + 0.3 * len(names))
     panels = np.atleast_1d(fig.subplots(1, len(metrics), sharey=True))
     for ax, metric in zip(panels, metrics, strict=True):
         for i, values in enumerate(baselines.values()):
             ax.axvline(100 * values[metric], color=GREY, linestyle=("--", ":")[i % 2], linewidth=1.5)
         for y, name in enumerate(names):
-            values = 100 * rows.loc[rows["msn"] == name, metric].to_numpy()
+            values = 100 * rows.loc[rows["fusion"] == name, metric].to_numpy()
             ax.plot(values, np.full(len(values), y), "o", color=GOOD, markersize=6, alpha=0.55)
             ax.plot(values.mean(), y, "|", color=INK, markersize=13, markeredgewidth=2)
         ax.set(title=PANELS[metric], ylim=(len(names) - 0.5, -0.5))
