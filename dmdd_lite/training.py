@@ -185,7 +185,7 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "networks": {
-                name: getattr(self.model, name).state_dict() for name in ("student", "calibration", "msn")
+                name: getattr(self.model, name).state_dict() for name in TRAINED
             },
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }

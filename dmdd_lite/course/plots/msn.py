@@ -108,12 +108,12 @@ def plot_ablation(
     baselines: dict[str, dict[str, float]],
     metrics: tuple[str, ...] = METRICS[:4],
 ) -> Figure:
-    """The rows of `fusion_comparison.score_msns` with this skip: a dot a seed and a tick at the mean, for
+    """The rows of `msn_comparison.score_msns` with this skip: a dot a seed and a tick at the mean, for
     each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
 
     Raises ValueError if no row has the skip.
     """
-    rows = scores[scores["skip"] == skip]
+    rows = scores[scores["plain_weight"] == skip]
     if rows.empty:
         raise ValueError(f"no row with skip {skip}; there are {sorted(scores['skip'].unique())}")
     names = list(rows["fusion"].unique())
