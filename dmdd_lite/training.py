@@ -184,9 +184,7 @@ class Trainer:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "history": self.history,
-            "networks": {
-                name: getattr(self.model, name).state_dict() for name in TRAINED
-            },
+            "networks": {name: getattr(self.model, name).state_dict() for name in TRAINED},
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
 

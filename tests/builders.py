@@ -56,19 +56,16 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def tiny_config(**changes):
-    """A whole DMDD at 64 px that trains an iteration in some hundredths of a second."""
+    """A whole DMDD at 64 px that trains an iteration in some hundredths of a second: six iterations for the
+    student, two for the MSN."""
     from dmdd_lite.config import Config
 
     options = {
         "teacher": "test_resnet",
         "teacher_weights": "random",
         "image_size": 64,
-        "iterations": 6,
+        "iterations": 8,
         "batch_size": 2,
-        "student_blocks": (1, 1, 1),
-        "student_width": 16,
-        "msn_width": 4,
-        "msn_start": 0.5,
         "precision": "float32",
     }
     return Config(**{**options, **changes})
@@ -89,6 +86,16 @@ def tiny_model(**changes):
     from dmdd_lite.model import build_model
 
     return build_model(tiny_config(**changes), tiny_teacher())
+
+
+def tiny_detector(thresholds=None, **changes):
+    """Untrained, with DMDD+ unless plus=None."""
+    from dmdd_lite.detector import Detector
+    from dmdd_lite.plus.fusion import Plus
+
+    model = tiny_model(**changes)
+    plus = None if model.config.plus is None else Plus(model.config, model.teacher.info)
+    return Detector(model, plus, thresholds)
 
 
 def train_tiny(root: Path, folder: Path | None = None, every=500, watch=None, **changes):
@@ -115,6 +122,11 @@ def square_pairs(seed: int = 0):
     mask = torch.zeros(2, 64, 64)
     mask[:, 8:40, 16:44] = 1
     return Pairs(normal, torch.where(mask[:, None] > 0, noise, normal), mask)
+
+
+def networks_of(detector):
+    """All parameters and buffers of a detector, DMDD+'s included."""
+    return detector._networks()
 
 
 def state_of(module) -> dict:

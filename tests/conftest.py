@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from builders import make_category, some_samples, tiny_model, tiny_teacher, train_tiny
+from builders import make_category, some_samples, tiny_detector, tiny_teacher, train_tiny
 from reproductions import small_notebook
 
 
@@ -38,9 +38,9 @@ def teacher():
 @pytest.fixture(scope="session")
 def detector():
     """Untrained; no test changes it."""
-    from dmdd_lite.detector import Detector
+    from dmdd_lite.detector import MAP_NAMES
 
-    return Detector(tiny_model(), threshold=0.125)
+    return tiny_detector(dict.fromkeys(MAP_NAMES, 0.125))
 
 
 @pytest.fixture(scope="session")

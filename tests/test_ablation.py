@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -16,12 +18,12 @@ from reproductions import until
 
 from dmdd_lite.config import Config
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.trainer import Trainer
+from dmdd_lite.training import Trainer
 
 ROOT = Path(__file__).parent.parent
 TINY = (
-    "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 3 --batch-size 2 --set "
-    'student_blocks=[1,1,1] student_width=16 msn_width=4 msn_start=0.3 precision="float32" --device cpu'
+    "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 4 --batch-size 2 "
+    '--set precision="float32" --device cpu'
 )
 ROWS = ("--rows", "full", "plain", "sigma_2", "--seeds", "0", "1")
 ENDS = ("csv", "md", "png")
@@ -29,9 +31,13 @@ ENDS = ("csv", "md", "png")
 
 @pytest.fixture(scope="module")
 def bench(scripts):
-    """The modules of the ablation."""
+    """The modules of the ablation. Its command leaves Ctrl-C's answer to SIGTERM, and tells lines."""
+    before, told = signal.getsignal(signal.SIGTERM), os.environ.get("DMDD_PROGRESS")
     names = ("ablation", "ablation_rows", "ablation_report")
-    return SimpleNamespace(**{name: import_module(name) for name in names})
+    yield SimpleNamespace(**{name: import_module(name) for name in names})
+    signal.signal(signal.SIGTERM, before)
+    if told is None:
+        os.environ.pop("DMDD_PROGRESS", None)
 
 
 def arguments(root, out, *more) -> list[str]:
@@ -40,14 +46,16 @@ def arguments(root, out, *more) -> list[str]:
 
 @pytest.fixture
 def here(bench, monkeypatch):
-    """Trainings in this process; the names of those that were started. The row `.broken` fails."""
-    started = SimpleNamespace(names=[], broken="")
+    """The names of the trainings that were started. The row `.broken` fails."""
+    started, run_job = SimpleNamespace(names=[], broken=""), bench.ablation.run_job
 
-    def run_child(job):
+    def noted(job):
         started.names.append(job.name)
-        return "it broke" if job.row == started.broken else bench.ablation.run_job(job) or ""
+        if job.row == started.broken:
+            raise MemoryError("it broke")
+        run_job(job)
 
-    monkeypatch.setattr(bench.ablation, "run_child", run_child)
+    monkeypatch.setattr(bench.ablation, "run_job", noted)
     return started
 
 
@@ -60,11 +68,9 @@ def result(out, row, seed=0) -> dict:
 
 @pytest.fixture(scope="module")
 def grid(bench, root, tmp_path_factory):
-    """Two rows that train, in this process, and one that does not, with two seeds."""
+    """Two rows that train and one that does not, with two seeds."""
     out = tmp_path_factory.mktemp("grid") / "ablation"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.ablation, "run_child", lambda job: bench.ablation.run_job(job) or "")
-        assert bench.ablation.main(arguments(root, out, *ROWS)) == 0
+    assert bench.ablation.main(arguments(root, out, *ROWS)) == 0
     return out
 
 
@@ -76,14 +82,27 @@ def test_a_grid_is_not_repeated_and_a_later_scoring_row_trains_nothing(
     assert bench.ablation.main(arguments(root, grid, *ROWS)) == 0
     assert here.names == []
     assert {path.name for path in grid.parent.iterdir()} == {"ablation", *(f"ablation.{end}" for end in ENDS)}
+    assert sorted(path.name for path in (grid / "runs").iterdir()) == [f"full_bracket_seed{s}" for s in "01"]
     aupro = [100 * result(grid, "plain", seed)["metrics"]["fused"]["aupro"] for seed in (0, 1)]
     assert f"| {np.mean(aupro):.2f} ± {np.std(aupro, ddof=1):.2f} " in capsys.readouterr().out
     copied = shutil.copytree(grid, tmp_path / "copied")
     monkeypatch.setattr(Trainer, "step", None)
-    assert bench.ablation.main(arguments(root, copied, "--rows", "full", "skip_0")) == 0
+    assert bench.ablation.main(arguments(root, copied, "--rows", "full", "summed", "dmdd_alone")) == 0
     assert here.names == ["full_bracket_seed0"]
-    assert result(copied, "full") == result(grid, "full")
-    assert result(copied, "skip_0")["config"] == {**result(grid, "full")["config"], "msn_skip": 0.0}
+    full = result(grid, "full")
+    assert result(copied, "full") == full
+    assert result(copied, "summed")["config"] == {**full["config"], "plain_weight": 1.0}
+    assert result(copied, "dmdd_alone")["config"] == {**full["config"], "plus": None}
+    assert result(copied, "dmdd_alone")["metrics"]["fused"] == pytest.approx(full["metrics"]["fused"])
+
+
+@pytest.mark.slow
+def test_a_row_with_the_full_rows_student_trains_an_msn_alone(bench, root, grid, tmp_path, monkeypatch):
+    copied, steps, step = shutil.copytree(grid, tmp_path / "copied"), [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self: steps.append(self.iteration) or step(self))
+    assert bench.ablation.main(arguments(root, copied, "--rows", "full", "no_attention")) == 0
+    assert steps == [3]
+    assert result(copied, "no_attention")["config"]["msn_attention"] == []
 
 
 @pytest.mark.slow
@@ -92,7 +111,7 @@ def test_other_settings_are_refused_by_name(bench, root, grid, here, tmp_path, c
     assert bench.ablation.main(arguments(root, grid, *words)) == 2
     told = capsys.readouterr().err
     assert "full_bracket_seed0.json was made with other settings (" in told
-    for part in ("iterations: 3 -> 8", "textures: ['folder', ''] -> ", "another --out"):
+    for part in ("iterations: 4 -> 8", "textures: ['folder', ''] -> ", "another --out"):
         assert part in told
     assert here.names == []
 
@@ -110,22 +129,33 @@ def test_a_failed_row_is_named_and_the_others_go_on(bench, root, tmp_path, here,
     words = arguments(root, tmp_path / "out", "--rows", "aim", "plain")
     here.broken = "aim"
     assert bench.ablation.main(words) == 1
-    assert "aim_bracket_seed0: failed: it broke (log: " in capsys.readouterr().out
+    assert "aim_bracket_seed0: failed: MemoryError: it broke" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["plain_bracket_seed0.json"]
     here.broken = ""
     assert bench.ablation.main(words) == 0
-    assert here.names == ["aim_bracket_seed0", "plain_bracket_seed0", "aim_bracket_seed0"]
+    assert sorted(here.names) == ["aim_bracket_seed0", "aim_bracket_seed0", "plain_bracket_seed0"]
+
+
+def test_every_row_is_a_configuration_and_says_why(bench):
+    base = Config(iterations=300)
+    for row in bench.ablation_rows.ROWS:
+        assert row.config(base, 3).seed == 3
+        assert row.why
+        assert row.same_as_full(base) == (row.name == "full")
+    scored = {row.name for row in bench.ablation_rows.ROWS if row.trained(base) == "full"}
+    assert {"summed", "dmdd_alone", "sigma_4", "no_attention", "self"} <= scored
+    assert scored.isdisjoint({"plain", "ngm", "decoder", "opaque", "iterations_double"})
 
 
 @pytest.mark.slow
 def test_a_training_that_fails_and_a_call_that_is_killed(root, tmp_path):
-    """The real thing; the killed call's training ends with it, and the next call resumes it."""
+    """The real thing; the next call resumes the killed one's training."""
 
     def command(out, *more):
         words = arguments(root, tmp_path / out, "--rows", "full", *more)
         return [sys.executable, ROOT / "benchmarks" / "ablation.py", *words]
 
-    fails = command("fails", "--set", "learning_rate=1e30", "msn_start=1.0")
+    fails = command("fails", "--set", "learning_rate=1e30", "msn_iterations=0")
     done = subprocess.run(fails, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "full_bracket_seed0: failed: TrainingError: " in done.stdout
@@ -135,7 +165,7 @@ def test_a_training_that_fails_and_a_call_that_is_killed(root, tmp_path):
         process.kill()
     done = subprocess.run(killed, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on from iteration" in (out / "logs/full_bracket_seed0.log").read_text()
+    assert "full_bracket_seed0: resumes from iteration" in done.stdout
 
 
 # ---- tables -------------------------------------------------------------------------------------------

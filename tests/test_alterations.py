@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from dmdd_lite.alterations import alter
-from dmdd_lite.pairs import step_generator
+from dmdd_lite.pairs import alter, step_generator
 
 
 def rng(number=0):

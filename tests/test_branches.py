@@ -8,6 +8,7 @@ import torch
 from builders import tiny_config, tiny_model
 
 from dmdd_lite import training
+from dmdd_lite.data.training import load_training_data
 from dmdd_lite.losses import aim_loss, cosine_distance, resize_mask
 from dmdd_lite.pairs import Pairs
 
@@ -19,7 +20,7 @@ def branches(scripts):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(position_maps=False).eval()
+    return tiny_model().eval()
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def test_distances_equal_loops_over_cells(branches, model, pairs):
 
 def test_one_repeated_batch_is_learned(root, pairs):
     """A departs inside and stays near outside, N restores: where these fail, so would any training."""
-    changes = {"iterations": 160, "msn_start": 1.0, "position_maps": False, "batch_size": 4}
-    data = training.load_training_data(tiny_config(**changes), root, "lever", progress=False)
+    changes = {"iterations": 160, "msn_iterations": 0, "batch_size": 4}
+    data = load_training_data(tiny_config(**changes), root, "lever", progress=False)
     trainer = training.Trainer(tiny_config(**changes), tiny_model(**changes), data)
     trainer.known = None  # its normal images are none of these
-    trainer.pairs.batch = lambda iteration, index=None: pairs
+    trainer.pairs.batch = lambda iteration: pairs
     losses = [trainer.step() for _ in range(160)]
     assert losses[-1].aim_inside < losses[0].aim_inside / 5
     with torch.no_grad():

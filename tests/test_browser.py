@@ -22,12 +22,11 @@ CELL = """
 import sys
 sys.path.insert(0, {tests!r})
 import numpy as np
-from builders import tiny_model
-from dmdd_lite.detector import Detector
+from builders import tiny_detector
 from dmdd_lite.explorer import explore
-model, image = tiny_model(), {image!r}
-threshold = float(np.median(Detector(model).predict(image).map))  # crosses the map: an outline
-explore(Detector(model, threshold), {folder!r}, start=0, progress=False)
+detector = tiny_detector()
+detector.thresholds["plus"] = float(np.median(detector.predict({image!r}).map))  # crosses the map: an outline
+explore(detector, {folder!r}, start=0, progress=False)
 """
 # JupyterLab's own commands: what is clicked before its kernel is there opens a dialog that asks for one
 RUN = """async path => {

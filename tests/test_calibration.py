@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from builders import random_images, tiny_model
+from builders import random_images, tiny_config, tiny_model
 
 from dmdd_lite.msn import Calibration
-from dmdd_lite.plus.mix import Plus
+from dmdd_lite.plus.fusion import Plus, fit_plus, plus_maps
 
 
 def flat(*values: float) -> tuple[torch.Tensor, ...]:
@@ -50,19 +50,33 @@ def test_good_images_are_at_zero():
     model, images = tiny_model().eval(), random_images(16)
     model.calibrate(images)
     with torch.no_grad():
-        output = model(images.float() / 255)
-        _, position = model.plus.logits(output.fused, output.position)
-    torch.testing.assert_close(output.maps.mean((0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
-    assert output.plain.mean().item() == pytest.approx(-3, abs=1e-3)
-    assert position.mean().item() == pytest.approx(-3, abs=1e-3)
+        inputs = model(images.float() / 255).inputs
+    torch.testing.assert_close(inputs.maps.mean((0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-4)
+    assert inputs.plain.mean().item() == pytest.approx(-3, abs=1e-3)
+
+
+def test_position_maps_of_held_out_images_are_at_zero():
+    model, images = tiny_model(plus={"weight": 1.0}).eval(), random_images(24)
+    plus = fit_plus(model, images[:8], images[8:])
+    with torch.no_grad():
+        features = model.teacher(images[8:].float() / 255)
+        found = plus(torch.full((16, 16, 16), 0.5), features)
+    assert found.plus.logit().mean().item() == pytest.approx(-3, abs=1e-2)
+    torch.testing.assert_close(found.position, plus.statistics(features))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_plus_by_hand(weight):
-    plus = Plus(2)
-    plus.weight.fill_(weight)
-    plus.observe(flat(1.0, 1.0))
-    found = plus(torch.full((1, 4, 4), 0.7), flat(2.0, 3.0))
-    above = [0.6 * math.log((d + 0.05) / 1.05) for d in (2.0, 3.0)]
-    expected = (1 - weight) * math.log(0.7 / 0.3) + weight * (sum(above) - 3)
-    torch.testing.assert_close(found.logit(), torch.full((1, 4, 4), expected))
+def test_plus_by_hand(weight, teacher):
+    """Of flat position maps, at levels that were flat too."""
+    config = tiny_config(plus={"weight": weight}, smoothing_sigma=0.0)
+    plus, distances = Plus(config, teacher.info), (2.0, 3.0, 4.0)
+    plus.level.fill_(0.6 * math.log(1.05))
+    plus.statistics = torch.nn.Identity()
+    found = plus(torch.full((1, 16, 16), 0.7), tuple(torch.full((1, 4, 4), d) for d in distances))
+    above = [0.6 * math.log((d + 0.05) / 1.05) for d in distances]
+    expected = (1 - weight) * math.log(0.7 / 0.3) + weight * (2 * sum(above) / 3 - 3)
+    torch.testing.assert_close(found.plus.logit(), torch.full((1, 16, 16), expected))
+    maps = plus_maps(found, config)
+    torch.testing.assert_close(maps["plus"].logit(), torch.full((1, 64, 64), expected), rtol=1e-4, atol=1e-4)
+    position = sum(math.log(1 + d / 0.05) for d in distances) / 3
+    torch.testing.assert_close(maps["position"], torch.full((1, 64, 64), position))

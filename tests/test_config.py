@@ -5,24 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from dmdd_lite.config import LABELS, Config, differences, provenance_table
+from dmdd_lite.config import LABELS, Config, differences, provenance_table, student_differences
+from dmdd_lite.plus.config import PlusConfig
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_json_round_trip_and_unknown_fields():
-    config = Config(aim_weight=2, opacity=(0.1, 0.5), teacher_options={"mean": [0.5] * 3})
-    assert Config.from_dict(config.to_dict()) == config
+    changes = {"aim_weight": 2, "opacity": (0.1, 0.5), "teacher_options": {"mean": [0.5] * 3}}
+    for plus in (None, {}, {"pool": [1, 1, 3], "weight": 1}):
+        config = Config(**changes, plus=plus)
+        assert Config.from_dict(config.to_dict()) == config
+        assert isinstance(config.plus, type(None) if plus is None else PlusConfig)
     assert differences(config, config.replace(seed=3)) == ["seed: 0 -> 3"]
     with pytest.raises(ValueError, match="unknown configuration field lambda_"):
         Config.from_dict({**config.to_dict(), "lambda_": 1})
+    with pytest.raises(ValueError, match=r"unknown configuration field wieght.*pool, channels"):
+        Config(plus={"wieght": 1.0})
 
 
-def test_every_field_has_its_origin_and_readme_lists_them():
-    assert all(
-        item.metadata["label"] in LABELS and item.metadata["text"] for item in dataclasses.fields(Config)
-    )
-    assert provenance_table() in README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("options", [Config, PlusConfig])
+def test_every_field_has_its_origin_and_readme_lists_them(options):
+    fields = dataclasses.fields(options)
+    assert all(item.metadata["label"] in LABELS and item.metadata["text"] for item in fields)
+    assert provenance_table(options) in README.read_text(encoding="utf-8")
+    assert len(fields) <= 30
 
 
 @pytest.mark.parametrize(
@@ -32,8 +39,18 @@ def test_every_field_has_its_origin_and_readme_lists_them():
         ({"iterations": 5000}, 4800),
         ({"iterations": 5000, "msn_iterations": 5000}, 3750),
         ({"iterations": 300, "msn_iterations": 50}, 250),
-        ({"iterations": 5000, "msn_start": 1.0}, 5000),
+        ({"iterations": 5000, "msn_iterations": 0}, 5000),
+        ({"iterations": 3}, 3),
     ],
 )
-def test_iterations_of_the_student_are_those_that_the_fusion_leaves(changes, student):
+def test_iterations_of_the_student_are_those_that_the_msn_leaves(changes, student):
     assert Config(**changes).student_iterations == student
+
+
+def test_what_makes_another_student_is_told():
+    assert student_differences(Config(), Config(plus=None, plain_weight=0.0, msn_iterations=5000)) == [
+        "student_iterations: 4800 -> 3750"
+    ]
+    same = {"iterations": 4900, "msn_iterations": 100, "msn_attention": (), "smoothing_sigma": 2.0}
+    assert student_differences(Config(), Config(**same)) == []
+    assert student_differences(Config(), Config(prior=False)) == ["prior: True -> False"]

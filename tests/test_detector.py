@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import random_images, some_samples, tiny_model, train_tiny, tree
+from builders import random_images, some_samples, tiny_detector, tiny_model, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -57,30 +57,42 @@ def test_stream_holds_a_batch_at_a_time(detector, folder, monkeypatch):
     assert calls == [2]
 
 
-@pytest.mark.parametrize("changes, name", [({}, "plus"), ({"position_maps": False}, "fused")])
+@pytest.mark.parametrize("changes, name", [({}, "plus"), ({"plus": None}, "fused")])
 def test_score_is_the_maximum_of_the_smoothed_map_and_decides(changes, name):
-    model, image = tiny_model(**changes), random_images(1)[0].permute(1, 2, 0).numpy()
-    prediction = Detector(model).predict(image)
+    detector, image = tiny_detector(**changes), random_images(1)[0].permute(1, 2, 0).numpy()
+    prediction = detector.predict(image)
     assert prediction.map_name == name
     assert prediction.score == pytest.approx(prediction.map.max(), abs=1e-6)
     assert np.array_equal(prediction.map, prediction.fused) == (name == "fused")
+    assert (prediction.plus is None) == (name == "fused")
     for threshold in (0.9 * prediction.score, 1.1 * prediction.score):
-        decided = Detector(model, threshold).predict(image).is_anomalous
+        thresholds = {**dict.fromkeys(detector.thresholds, 2.0), name: threshold}
+        decided = Detector(detector.model, detector.plus, thresholds).predict(image).is_anomalous
         assert decided == (prediction.score > threshold)
 
 
-@pytest.mark.parametrize("changes, of_scores", [({}, max), ({"threshold_quantile": 0.5}, np.median)])
-def test_threshold_is_the_quantile_of_held_out_scores(changes, of_scores):
-    held_out = random_images(4)
-    detector = Detector.calibrated(tiny_model(**changes), held_out)
-    scores = [detector.predict(image.permute(1, 2, 0).numpy()).score for image in held_out]
-    assert detector.threshold == pytest.approx(of_scores(scores), abs=1e-6)
+def test_the_fused_map_is_the_same_with_and_without_dmdd_plus(detector):
+    alone = Detector(tiny_model(plus=None))
+    with_plus, without = (d.maps(random_images(3)) for d in (detector, alone))
+    for name in ("fused", "normality", "abnormality", "sum"):
+        assert torch.equal(with_plus[0][name], without[0][name])
+        assert torch.equal(with_plus[1][name], without[1][name])
+    assert set(with_plus[0]) - set(without[0]) == {"plus", "position"}
+
+
+def test_thresholds_are_the_highest_held_out_scores_of_every_map():
+    held_out, untrained = random_images(9), tiny_detector()
+    detector = Detector.calibrated(untrained.model, untrained.plus, held_out)
+    found = [detector.predict(image.permute(1, 2, 0).numpy()) for image in held_out]
+    for name, threshold in detector.thresholds.items():
+        assert threshold == pytest.approx(max(p.scores[name] for p in found), rel=1e-5)
+    assert detector.threshold == detector.thresholds["plus"] == found[0].threshold
 
 
 def test_saved_and_loaded_predicts_the_same_without_the_hub(detector, saved, folder, monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", None)
     loaded = Detector.load(saved, "cpu")
-    assert (loaded.threshold, loaded.config) == (0.125, detector.config)
+    assert (loaded.thresholds, loaded.config) == (detector.thresholds, detector.config)
     assert sorted(tree(saved)) == ["config.json", "model.safetensors"]
     for a, b in zip(loaded.predict(folder / "test"), detector.predict(folder / "test"), strict=True):
         assert a.score == b.score
@@ -100,15 +112,22 @@ def test_a_tensor_too_many_is_named(saved):
 
 
 def test_weights_of_another_training_are_noticed(saved):
-    """As after a kill between the two files of a save over another detector. Those saved before name none."""
-    break_weights(saved, lambda state: state["msn.gain"].add_(1))
+    """As after a kill between the two files of a save over another detector."""
+    break_weights(saved, lambda state: state["dmdd.msn.gain"].add_(1))
     with pytest.raises(DetectorError, match=r"config\.json was written for; both files must come from"):
         Detector.load(saved, "cpu")
+
+
+def test_detectors_of_older_versions_are_told_to_be_trained_again(saved):
     settings = json.loads((saved / "config.json").read_text())
-    del settings["sha256"]
-    (saved / "config.json").write_text(json.dumps(settings))
-    loaded = Detector.load(saved, "cpu").model.state_dict()["msn.gain"]
-    assert torch.equal(loaded, load_file(saved / "model.safetensors")["msn.gain"])
+    assert settings.pop("sha256")
+    old = {"format": 5, "threshold": 0.5, "config": {**settings["config"], "msn_skip": 0.7}}
+    (saved / "config.json").write_text(json.dumps(old))
+    told = (
+        r"config\.json is not a detector's configuration: format 5, not 6: another version, train it again$"
+    )
+    with pytest.raises(DetectorError, match=told):
+        Detector.load(saved, "cpu")
 
 
 def test_save_is_atomic(detector, saved, monkeypatch):
@@ -117,9 +136,3 @@ def test_save_is_atomic(detector, saved, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         detector.save(saved)
     assert tree(saved) == before
-
-
-def test_without_held_out_images_the_training_ones_count_as_new_ones(root):
-    """Statistics of positions leave each image out, so that its level is that of an image never seen."""
-    levels = train_tiny(root, holdout=0.0, iterations=2).detector.model.calibration.level[-3:]
-    assert (levels > -1.0).all(), levels  # in-sample they would be near log(FLOOR), -3

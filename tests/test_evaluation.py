@@ -5,21 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import some_samples, tiny_model
+from builders import some_samples, tiny_detector
 
 from dmdd_lite import evaluation
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.detector import Detector
+from dmdd_lite.detector import MAP_NAMES
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.model import MAP_NAMES
 from dmdd_lite.training import Training
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     root = some_samples(tmp_path_factory.mktemp("s"), "pcb", good=3).parent
-    detector = Detector(tiny_model(seed=3), 0.25)
+    detector = tiny_detector(seed=3)
     return detector, evaluation.evaluate(detector, open_category(root, "pcb"), batch_size=3, progress=False)
 
 
@@ -69,10 +68,10 @@ def test_the_difference_to_the_paper_needs_all_fifteen_categories(tmp_path):
     write(tmp_path, "nut", 0, 0.1)
     partial = compare_with_paper(collect_results(tmp_path))
     assert set(partial["difference"]) == {"-"}
-    assert "14 of 15" in partial.loc["aupro", "ours covers"]
+    assert "14 of 15" in partial.loc["aupro", "DMDD covers"]
     write(tmp_path, MVTEC_CATEGORIES[-1], 0, 0.95)
     whole = compare_with_paper(collect_results(tmp_path))
-    assert whole.loc["aupro", ["paper", "ours", "difference"]].tolist() == ["96.13", "95.00", "-1.13"]
+    assert whole.loc["aupro", ["paper", "DMDD", "difference"]].tolist() == ["96.13", "95.00", "-1.13"]
     assert whole.loc["image_auroc", ["paper", "difference"]].tolist() == ["not stated", "-"]
 
 

@@ -8,19 +8,18 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from builders import save_image, some_samples, tiny_model
+from builders import save_image, some_samples, tiny_detector
 from matplotlib.figure import Figure
 from PIL import Image
 
 from dmdd_lite import explorer as widgets
 from dmdd_lite.data.images import DataError, load_images
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.detector import Detector
+from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer
 from dmdd_lite.explorer.model import WHOLE
 from dmdd_lite.losses import stack_maps
-from dmdd_lite.model import MAP_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +68,9 @@ def test_maps_are_the_detectors_own_and_an_evaluation_is_not_scored_again(
 
 def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
     """Interpolation and smoothing are linear."""
-    explorer = Explorer(Detector(tiny_model(smoothing_sigma=0.0)), category, progress=False)
-    output = explorer.detector.output(load_images([category.test[3].path], 64, None))
-    logs = [(1 + d / 0.05).log() for d in output.position]
+    explorer = Explorer(tiny_detector(smoothing_sigma=0.0), category, progress=False)
+    output, plus = explorer.detector.output(load_images([category.test[3].path], 64, None))
+    logs = [(1 + d / 0.05).log() for d in plus.position]
     for scale in range(3):
         n, a, p = (
             stack_maps((m[scale],), (64, 64))[0, 0] for m in (output.normality, output.abnormality, logs)
@@ -89,13 +88,13 @@ def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
     "changes, names",
     [
         ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
-        ({"branches": ("normality",), "position_maps": False}, ("fused", "normality", "sum")),
-        ({"position_maps": False}, ("fused", "normality", "abnormality", "sum")),
+        ({"branches": ("normality",), "plus": None}, ("fused", "normality", "sum")),
+        ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
     ],
 )
 def test_models_that_lack_a_kind_of_map(category, changes, names):
     pytest.importorskip("ipywidgets")
-    explorer = Explorer(Detector(tiny_model(**changes)), category, progress=False)
+    explorer = Explorer(tiny_detector(**changes), category, progress=False)
     assert explorer.names == names
     for distance in explorer.distances(2, 40, 70):
         known = {name for name in distance._fields[1:] if getattr(distance, name) is not None}
@@ -120,12 +119,10 @@ def test_precision_and_recall_by_counting(shared):
 
 
 def test_distances_are_the_cells_of_the_detectors_output(shared, detector, category):
-    output = detector.output(load_images([category.test[5].path], 64, None))
+    output, plus = detector.output(load_images([category.test[5].path], 64, None))
     for x, y in ((0, 0), (79, 79), (13, 70)):
-        scales = zip(
-            shared.distances(5, x, y), output.normality, output.abnormality, output.position, strict=True
-        )
-        for distance, *maps in scales:
+        kinds = output.normality, output.abnormality, plus.position
+        for distance, *maps in zip(shared.distances(5, x, y), *kinds, strict=True):
             cell = y * len(maps[0][0]) // 80, x * len(maps[0][0]) // 80
             assert distance[1:] == pytest.approx([m[0][cell].item() for m in maps], rel=1e-4)
     with pytest.raises(IndexError, match="outside the image of 80 x 80"):
@@ -143,7 +140,7 @@ def test_without_labels_the_decision_counts(detector, folder):
     explorer = Explorer(detector, folder, progress=False)
     assert [item.name for item in explorer.items] == ["a.png", "b.png", "deep/c.png"]
     middle = float(np.sort(explorer.scores("plus"))[1])
-    explorer.detector = Detector(detector.model, threshold=middle)
+    explorer.detector = Detector(detector.model, detector.plus, {"plus": middle})
     assert [explorer.is_bad(i) for i in range(3)] == (explorer.scores("plus") > middle).tolist()
     reading = explorer.read(0, 0.0)
     assert (reading.precision, reading.recall) == (None, None)

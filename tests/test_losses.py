@@ -41,18 +41,14 @@ def weighted(pairs) -> float:
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
 
 
-@pytest.mark.parametrize("form", ["flat", "pixel"])
-def test_ngm_equals_the_loop(form, mask):
+def test_ngm_equals_the_loop(mask):
     normality, teacher = features(0), features(1)
     expected = 0.0
     for n, t in zip(normality, teacher, strict=True):
         cells = list(distances(n, t, mask))
-        if form == "flat":
-            expected += sum(1 - cosine(n[b].flatten().tolist(), t[b].flatten().tolist()) for b in (0, 1)) / 2
-        else:
-            expected += sum(d for d, _ in cells) / len(cells)
+        expected += sum(1 - cosine(n[b].flatten().tolist(), t[b].flatten().tolist()) for b in (0, 1)) / 2
         expected += weighted(cells)
-    assert losses.ngm_loss(normality, teacher, mask, form).item() == pytest.approx(expected, abs=1e-5)
+    assert losses.ngm_loss(normality, teacher, mask).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_aim_equals_the_loop(mask):
@@ -81,11 +77,12 @@ def test_trivial_branches(mask):
 
 def test_an_empty_mask_asks_for_no_anomaly():
     student, teacher, empty = features(4), features(5), torch.zeros(2, 8, 8)
-    mean = sum(d.mean() for d in losses.distillation_maps(student, teacher))
+    mean = sum(d.mean() for d in losses.distance_maps(student, teacher))
     loss = losses.aim_loss(student, teacher, empty)
     assert loss.inside == 0
     torch.testing.assert_close(loss.outside, mean)
-    torch.testing.assert_close(losses.ngm_loss(student, teacher, empty, "pixel"), mean)
+    flat = sum(losses.flat_distance(s, t) for s, t in zip(student, teacher, strict=True))
+    torch.testing.assert_close(losses.ngm_loss(student, teacher, empty), flat)
 
 
 def test_zero_features_give_distance_one_and_finite_gradients():
@@ -102,17 +99,14 @@ def test_masks_are_shares_of_the_original_not_of_the_resized(mask):
     assert resized[1, 0, 0] == 1 / 16  # one pixel is not lost
 
 
-def test_focal_and_dice_equal_their_formulas(mask):
+def test_focal_and_l1_equal_their_formulas(mask):
     logits = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     p, m = logits.sigmoid().flatten().tolist(), mask.flatten().tolist()
     right = [q if one else 1 - q for q, one in zip(p, m, strict=True)]
     focal = sum(-((1 - q) ** 2) * math.log(q) for q in right) / len(right)
-    dice = 1 - (2 * sum(q * one for q, one in zip(p, m, strict=True)) + 1) / (sum(p) + sum(m) + 1)
     l1 = sum(abs(q - one) for q, one in zip(p, m, strict=True)) / len(p)
     assert losses.focal_loss(logits, mask).item() == pytest.approx(focal, abs=1e-6)
-    assert losses.dice_loss(logits, mask).item() == pytest.approx(dice, abs=1e-6)
-    assert losses.msn_loss(logits, mask).item() == pytest.approx(focal + dice, abs=1e-5)
-    assert losses.msn_loss(logits, mask, "focal+l1").item() == pytest.approx(focal + l1, abs=1e-5)
+    assert losses.msn_loss(logits, mask).item() == pytest.approx(focal + l1, abs=1e-5)
 
 
 def test_empty_masks_have_a_finite_loss():

@@ -3,28 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from builders import random_images, same_state, state_of, tiny_config, tiny_model
+from builders import random_images, same_state, state_of, tiny_detector, tiny_model
 from scipy import ndimage
 
+from dmdd_lite.detector import MAP_NAMES, map_names
 from dmdd_lite.losses import aim_loss, ngm_loss
-from dmdd_lite.model import MAP_NAMES, full_size_maps, image_scores, map_names, smooth
+from dmdd_lite.model import full_size_maps, image_scores, smooth
 from dmdd_lite.msn import ATTENTIONS, MSN
 from dmdd_lite.student import Decoupling
 
 STUDENTS = pytest.mark.parametrize("student", ["encoder", "decoder"])
 
 
-@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("plus", [None, {}])
 @STUDENTS
-def test_a_student_of_one_branch_has_maps_of_it_alone(student, positions):
-    model = tiny_model(student=student, branches=("abnormality",), position_maps=positions).eval()
-    output = model(torch.rand(1, 3, 64, 64))
+def test_a_student_of_one_branch_has_maps_of_it_alone(student, plus):
+    detector = tiny_detector(student=student, branches=("abnormality",), plus=plus)
+    maps, _, (output, of_plus) = detector.maps(random_images(1))
     assert output.normality == ()
-    assert (len(output.position), output.plus is None) == (3 * positions, not positions)
-    assert output.weights.shape == output.maps.shape == (1, 3, 16, 16)
-    maps = full_size_maps(output, model.config)
-    expected = ("fused", "abnormality", "sum", *["plus", "position"] * positions)
-    assert tuple(maps) == map_names(model.config) == expected
+    assert (of_plus is None) == (plus is None)
+    assert output.weights.shape == output.inputs.maps.shape == (1, 3, 16, 16)
+    expected = ("fused", "abnormality", "sum", *["plus", "position"] * (plus is not None))
+    assert tuple(maps) == map_names(detector.config) == expected
     torch.testing.assert_close(maps["sum"], maps["abnormality"])
 
 
@@ -32,11 +32,11 @@ def test_a_student_of_one_branch_has_maps_of_it_alone(student, positions):
 def test_outputs_have_the_same_shapes_and_ranges_in_training_and_evaluation(student):
     model, images = tiny_model(student=student), torch.rand(2, 3, 64, 64)
     for output in (model.train()(images), model.eval()(images)):
-        assert output.fused.shape == output.plus.shape == output.plain.shape == (2, 16, 16)
-        assert output.weights.shape == output.maps.shape == (2, 6, 16, 16)
-        for maps, most in ((output.normality, 2), (output.abnormality, 2), (output.position, np.inf)):
+        assert output.fused.shape == output.inputs.plain.shape == (2, 16, 16)
+        assert output.weights.shape == output.inputs.maps.shape == (2, 6, 16, 16)
+        for maps in (output.normality, output.abnormality):
             assert [tuple(m.shape) for m in maps] == [(2, 16, 16), (2, 8, 8), (2, 4, 4)]
-            assert all(m.min() >= 0 and m.max() <= most for m in maps)
+            assert all(m.min() >= -1e-6 and m.max() <= 2 for m in maps)
 
 
 def test_decoupling_sees_one_pixel_at_a_time_in_independent_halves():
@@ -71,7 +71,7 @@ def test_losses_train_all_of_the_student_and_never_the_teacher(student):
 
 
 @pytest.mark.parametrize("attention", [(), *((name,) for name in ATTENTIONS), tuple(ATTENTIONS)])
-def test_untrained_fusion_is_an_increasing_function_of_the_mean_and_learns(attention):
+def test_an_untrained_msn_is_an_increasing_function_of_the_mean_and_learns(attention):
     network, maps = MSN(attentions=attention), torch.rand(3, 6, 16, 16) * 2
     output = network(maps)
     torch.testing.assert_close(output.weights, torch.ones_like(maps))
@@ -85,19 +85,19 @@ def test_untrained_fusion_is_an_increasing_function_of_the_mean_and_learns(atten
         assert sum(g.abs().sum() for g in grads) > 0
 
 
-@pytest.mark.parametrize("skip", [0.0, 0.3, 1.0])
-def test_the_fused_map_mixes_the_network_and_the_plain_mean_of_distances(skip):
-    model = tiny_model(msn_skip=skip).eval()
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_fused_map_mixes_the_msn_and_the_plain_mean_of_distances(weight):
+    model = tiny_model(plain_weight=weight).eval()
     torch.nn.init.normal_(model.msn.reweight.weight)
     model.calibrate(random_images(5))
     with torch.no_grad():
         output = model(torch.rand(2, 3, 64, 64))
-        logits = model.msn(output.maps).logits
+        logits = model.msn(output.inputs.maps).logits
     maps = [*output.normality, *output.abnormality]
     mean = sum(enlarged(m, 16) for m in maps) / 6
     plain = 10 * (mean - model.calibration.distance) - 3
-    torch.testing.assert_close(output.plain, plain, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(output.fused, ((1 - skip) * logits + skip * output.plain).sigmoid())
+    torch.testing.assert_close(output.inputs.plain, plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.fused, ((1 - weight) * logits + weight * plain).sigmoid())
 
 
 def enlarged(values, side=64):
@@ -105,21 +105,19 @@ def enlarged(values, side=64):
 
 
 def test_full_size_maps_are_what_they_say():
-    model = tiny_model(smoothing_sigma=0.0).eval()
-    with torch.no_grad():
-        output = model(torch.rand(2, 3, 64, 64))
-    maps = full_size_maps(output, model.config)
-    assert tuple(maps) == MAP_NAMES == map_names(model.config)
+    detector = tiny_detector(smoothing_sigma=0.0)
+    maps, scores, (output, plus) = detector.maps(random_images(2))
+    assert tuple(maps) == tuple(scores) == MAP_NAMES
     torch.testing.assert_close(maps["normality"], sum(enlarged(m) for m in output.normality))
     torch.testing.assert_close(maps["sum"], maps["normality"] + maps["abnormality"])
-    logs = [enlarged((1 + m / 0.05).log()) for m in output.position]
+    logs = [enlarged((1 + m / 0.05).log()) for m in plus.position]
     torch.testing.assert_close(maps["position"], sum(logs) / 3)
     odds = enlarged(output.fused.logit())
     torch.testing.assert_close(maps["fused"], odds.sigmoid())
-    torch.testing.assert_close(maps["plus"], enlarged(output.plus.logit()).sigmoid())
-    smoothed = full_size_maps(output, model.config.replace(smoothing_sigma=8.0))
+    torch.testing.assert_close(maps["plus"], enlarged(plus.plus.logit()).sigmoid())
+    smoothed = full_size_maps(output, detector.config.replace(smoothing_sigma=8.0))
     torch.testing.assert_close(smoothed["fused"], smooth(odds, 2.0).sigmoid())
-    torch.testing.assert_close(smoothed["position"], smooth(maps["position"], 2.0))
+    torch.testing.assert_close(smoothed["sum"], smooth(maps["sum"], 2.0))
 
 
 def test_smoothing_equals_scipy():
@@ -129,11 +127,5 @@ def test_smoothing_equals_scipy():
     assert smooth(maps, 0) is maps
 
 
-@pytest.mark.parametrize(
-    "changes, expected",
-    [({}, [15, 31]), ({"score_top": 2}, [14.5, 30.5]), ({"score_top": 999}, [7.5, 23.5])],
-)
-def test_image_scores(changes, expected):
-    maps = torch.arange(2 * 16.0).reshape(2, 4, 4)
-    config = tiny_config(score_rule="top" if changes else "max", **changes)
-    assert image_scores(maps, config).tolist() == expected
+def test_image_scores_are_maxima():
+    assert image_scores(torch.arange(2 * 16.0).reshape(2, 4, 4)).tolist() == [15, 31]

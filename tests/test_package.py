@@ -1,5 +1,6 @@
 """The package's front door: what it exports, and what importing it costs."""
 
+import ast
 import importlib.util
 import os
 import shutil
@@ -53,3 +54,39 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_p
     assert notebook.read_bytes() == (CHECKOUT / "notebooks" / notebook.name).read_bytes()
     pictures = {path.relative_to(CHECKOUT) for path in (CHECKOUT / "dmdd_lite/data/samples").glob("*/*/*/*")}
     assert pictures <= {path.relative_to(installed) for path in installed.rglob("*")}
+
+
+METHOD = ("teacher", "student", "losses", "pairs", "msn", "model")
+ALONE = """
+import sys
+from builders import train_tiny
+made = train_tiny(sys.argv[1], iterations=2, plus=None)
+assert set(made.detector.thresholds) == {"fused", "normality", "abnormality", "sum"}
+print(*[name for name in sys.modules if name.startswith("dmdd_lite.plus.")])
+"""
+
+
+@pytest.mark.parametrize("module", METHOD)
+def test_the_method_never_imports_dmdd_plus(module):
+    """Neither at once nor in a function; of the package it imports nothing that does."""
+    seen, open_ = set(), [f"dmdd_lite.{module}"]
+    while open_:
+        name = open_.pop()
+        path = CHECKOUT.joinpath(*name.split(".")).with_suffix(".py")
+        if name in seen or not path.is_file():  # a name within a module
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = [*name.split(".")[: -node.level], *(node.module or "").split(".")]
+                base = ".".join(filter(None, base))
+                open_ += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    assert len(seen) > 1 or module == "losses"
+    plus = {name for name in seen if name.startswith("dmdd_lite.plus")}
+    assert plus <= {"dmdd_lite.plus.config"}  # through `config`, which reads its fields
+
+
+def test_dmdd_alone_trains_without_dmdd_plus(root):
+    paths = os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))
+    told = python(ALONE, str(root), env=os.environ | {"PYTHONPATH": paths})
+    assert not {"dmdd_lite.plus.fusion", "dmdd_lite.plus.statistics"} & set(told.split())

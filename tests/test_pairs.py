@@ -1,4 +1,4 @@
-"""Pairs: Perlin noise against a loop, exact blending, seeds, foregrounds."""
+"""Pairs: Perlin noise against a loop, exact blending, seeds, textures, foregrounds."""
 
 import math
 
@@ -8,12 +8,12 @@ import torch
 from builders import random_images
 
 from dmdd_lite import pairs as synthesis
-from dmdd_lite import textures
 from dmdd_lite.config import Config
+from dmdd_lite.data.textures import procedural_textures
 from dmdd_lite.pairs import (
-    Pairs,
+    PairSource,
     PairSynthesizer,
-    augment_texture,
+    augment_textures,
     foreground_mask,
     foreground_masks,
     perlin_noise,
@@ -49,34 +49,9 @@ def test_perlin_noise_equals_the_loop(size):
         np.testing.assert_allclose(found[i].numpy(), loop_perlin(*args), atol=2e-4)
 
 
-def changed_one(picture, drawn, i):
-    """One picture (3, H, W) in [0, 1], a change at a time."""
-    picture = picture.flip(2) if drawn.mirror[i] else picture
-    picture = picture.flip(1) if drawn.flip[i] else picture
-    picture = picture.transpose(1, 2) if drawn.turn[i] else picture
-    picture = picture[drawn.order[i]]
-    picture = 1 - picture if drawn.invert[i] else picture
-    picture = picture.clamp(1e-4, 1) ** drawn.gamma[i]
-    return ((picture - 0.5) * drawn.contrast[i] + 0.5 + drawn.brightness[i]).clamp(0, 1)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (10, 16)])
-def test_pictures_and_textures_change_as_one_at_a_time(size):
-    """By 256 levels and at some pixels, by value and at all: the same change."""
-    pictures = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
-    chosen, rng = torch.arange(40) % 5, torch.Generator().manual_seed(0)
-    drawn = textures.draw_change(40, size, rng)
-    looped = torch.stack([changed_one(pictures[i % 5] / 255, drawn, i) for i in range(40)])
-    whole = augment_texture(pictures[chosen] / 255, rng.manual_seed(0))
-    torch.testing.assert_close(whole, looped)
-    rows, columns = torch.tensor([[0, 9, 5]]), torch.tensor([[15, 0, 8]])
-    found = textures.changed_picture(pictures, chosen, drawn, (rows, columns))
-    torch.testing.assert_close(found[:, :, 0], looped[:, :, rows[0], columns[0]])
-
-
-@pytest.fixture(params=["procedural", "folder"])
-def synthesizer(request):
-    return PairSynthesizer(Config(), random_images(3, 48, seed=1) if request.param == "folder" else None)
+@pytest.fixture
+def synthesizer():
+    return PairSynthesizer(Config(), random_images(3, 48, seed=1))
 
 
 def normal_images(count=6, size=48):
@@ -107,30 +82,57 @@ def test_pairs_depend_on_seed_and_step_alone(synthesizer):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("foreground", [False, True])
-def test_pixels_by_threads_are_the_batch_at_once(synthesizer, foreground):
-    """A CPU makes textures at the mask's pixels alone; a GPU makes whole images."""
-    normal = normal_images(2 * synthesis.CHUNK + 1)
-    where = torch.rand(len(normal), 48, 48) > 0.4 if foreground else None
-    found = synthesizer(normal, where, step_generator(0, "pairs", 7))
-    rng, parts = step_generator(0, "pairs", 7), []
-    for start in range(0, len(normal), synthesis.CHUNK):
-        here = slice(start, start + synthesis.CHUNK)
-        drawn = synthesizer.draw(len(normal[here]), (48, 48), rng)
-        parts.append(synthesizer.at_once(normal[here], where[here] if foreground else None, drawn))
-    expected = Pairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
-    torch.testing.assert_close(found, expected)
+def test_pairs_of_a_source_are_those_of_its_step():
+    """The images in the order of their epochs, each with its own foreground."""
+    images, textures = random_images(5, 48), random_images(3, 48, seed=1)
+    foreground = torch.rand(5, 48, 48, generator=torch.Generator().manual_seed(3)) > 0.4
+    config = Config(batch_size=4, seed=7)
+    source, index = PairSource(config, images, foreground, textures), []
+    for step in range(5):
+        index.append(source.indices(step))
+        rng = step_generator(7, "pairs", step)
+        made = PairSynthesizer(config, textures)(images[index[-1]].float() / 255, foreground[index[-1]], rng)
+        for one, other in zip(source.batch(step), made, strict=True):
+            assert torch.equal(one, other)
+    assert [sorted(epoch.tolist()) for epoch in torch.cat(index).split(5)] == [list(range(5))] * 4
 
 
-def test_pairs_of_a_seed_stay_what_they_were(synthesizer):
-    """Pixels of the masks and means of the anomalous views: results were measured with these."""
-    pairs = make(synthesizer)
-    if synthesizer.textures is None:
-        areas, means = [54, 58, 125, 139, 55, 130], [0.49649, 0.50194, 0.51577, 0.49126, 0.49944, 0.51637]
-    else:
-        areas, means = [54, 58, 125, 139, 118, 133], [0.49538, 0.50116, 0.50494, 0.49620, 0.50227, 0.50816]
-    assert pairs.mask.sum((1, 2)).tolist() == pytest.approx(areas, abs=1)
-    assert pairs.anomalous.mean((1, 2, 3)).tolist() == pytest.approx(means, abs=5e-4)
+# ---- textures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(16, 16), (10, 16)])
+def test_textures_change_by_shape_and_colour_and_stay_in_range(size):
+    textures = torch.rand(40, 3, *size, generator=torch.Generator().manual_seed(0))
+    found = augment_textures(textures, torch.Generator().manual_seed(0))
+    assert found.shape == textures.shape
+    assert 0 <= found.min() < found.max() <= 1
+    assert torch.equal(found, augment_textures(textures, torch.Generator().manual_seed(0)))
+    for one, other in zip(found, textures, strict=True):
+        assert not torch.equal(one, other)
+
+
+def test_gamma_contrast_and_brightness_keep_the_order_of_values():
+    """Of a texture that rises along one side, every channel rises or falls along one side."""
+    ramp = torch.linspace(0.3, 0.7, 16).expand(60, 3, 16, 16)
+    for one in augment_textures(ramp, torch.Generator().manual_seed(1)):
+        along = one.mean(1) if one.std(1).max() < 1e-6 else one.mean(2)
+        steps = along.diff(dim=1)
+        assert ((steps >= -1e-6).all(1) | (steps <= 1e-6).all(1)).all()
+
+
+def test_procedural_textures_are_the_same_for_the_same_seed():
+    before = torch.random.get_rng_state()
+    first, again, other = (procedural_textures(48, seed, 12) for seed in (3, 3, 4))
+    assert (first.shape, first.dtype) == ((12, 3, 48, 48), torch.uint8)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+    flat = first.float().flatten(1)
+    assert flat.std(1).min() > 3
+    assert torch.cdist(flat, flat).add(1e9 * torch.eye(12)).min() > 100  # no two are alike
+
+
+# ---- pairs --------------------------------------------------------------------------------------------
 
 
 def test_anomalies_stay_on_the_foreground_even_a_small_one(synthesizer):

@@ -28,7 +28,7 @@ GAP = pd.DataFrame(
     [("plain", 10, 0.1, 0.0, 0.4), ("DMDD", 10, 0.2, 0.1, 0.5), ("plain", 20, 0.3, 0.2, 0.6)],
     columns=["model", "iteration", "seen inside", "seen outside", "restored inside"],
 )
-FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "skip": 0.0, "aupro": [0.5, 0.7, 0.9]})
+FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "plain_weight": 0.0, "aupro": [0.5, 0.7, 0.9]})
 ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
     columns=["row", "data", "seed", "aupro"],
@@ -148,7 +148,7 @@ def test_ground_truth_and_decision_are_outlined_where_they_are():
         ("examples", (IMAGES, MASKS, MAPS, ["a", "b"]), "2 titles for 3 images"),
         ("panels", ({"a": IMAGES, "b": FLAT},), "'b' has 1 rows, the first 3"),
         ("score_histogram", (np.zeros(3), np.zeros(2, bool)), "labels"),
-        ("ablation", (FUSIONS, 0.3, {}, ("aupro",)), "no row with skip"),
+        ("ablation", (FUSIONS, 0.3, {}, ("aupro",)), r"no row with plain_weight 0\.3; there are \[0\.0\]"),
         ("strengths", ({"real": {"hole": np.array([])}}, 1.0), "no distances"),
         ("threshold_choice", (np.ones(2), np.ones(2, bool), {}, 0.1, (1,)), "good and anomalous"),
     ],

@@ -48,9 +48,9 @@ def test_all_wrong_parameters_in_one_message(nuts, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("more", [("--iterations", "-3"), ("--set", "warmup=2"), ("--set", "warmup=no")])
+@pytest.mark.parametrize("more", [("--iterations", "-3"), ("--set", "holdout=2"), ("--set", "holdout=no")])
 def test_values_out_of_range_are_refused(nuts, tmp_path, more):
-    with pytest.raises((CannotStart, TypeError), match=r"iterations must be|warmup must be"):
+    with pytest.raises((CannotStart, TypeError), match=r"iterations must be|holdout must be"):
         planned(nuts, tmp_path, *more)
 
 
@@ -274,10 +274,10 @@ def test_a_stopped_command_leaves_no_process_and_the_next_completes(given, tmp_p
 
 @pytest.mark.slow
 def test_notebook_05_itself(data, tmp_path):
-    more = ("--iterations", "12", "--set", "learning_rate=0.001", "--set", "student_blocks=[1, 1, 1]")
+    more = ("--iterations", "12", "--set", "learning_rate=0.001", "--set", "prior=false")
     assert main(arguments(data, tmp_path, *more, categories=("fabric",))) == 0
     config = json.loads((tmp_path / "fabric_seed0.json").read_text())["config"]
-    assert (config["iterations"], config["learning_rate"], config["student_blocks"]) == (12, 0.001, [1, 1, 1])
+    assert (config["iterations"], config["learning_rate"], config["prior"]) == (12, 0.001, False)
 
 
 # ---- the demo -----------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import torch
 from builders import tiny_model
 
 from dmdd_lite.plus import statistics as position
-from dmdd_lite.plus.statistics import PositionStatistics, channel_moments, mean_features
-from dmdd_lite.student import DecoderStudent, set_prior, start_at_statistics
+from dmdd_lite.plus.config import PlusConfig
+from dmdd_lite.plus.statistics import PositionStatistics
+from dmdd_lite.student import DecoderStudent, start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 
 INFO = FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)  # at 32 px: 8 x 8, 4 x 4 and 2 x 2 positions
@@ -22,10 +23,12 @@ def good(count: int, seed: int = 0, info: FeatureInfo = INFO):
     return tuple(features)
 
 
-def fitted(features, parts: int = 1, info: FeatureInfo = INFO, **options) -> PositionStatistics:
-    return PositionStatistics(info, 32, **options).fit(
-        lambda: zip(*(f.tensor_split(parts) for f in features), strict=True)
-    )
+def statistics_of(info: FeatureInfo = INFO, size: int = 32, seed: int = 0, **options) -> PositionStatistics:
+    return PositionStatistics(PlusConfig(**options), info, size, seed)
+
+
+def fitted(features, parts: int = 1, **options) -> PositionStatistics:
+    return statistics_of(**options).fit(lambda: zip(*(f.tensor_split(parts) for f in features), strict=True))
 
 
 def signed_roots(feature) -> np.ndarray:
@@ -120,7 +123,7 @@ def test_distances_are_those_of_numpys_means_and_covariances(pools):
 def test_noise_adds_to_the_variance_of_its_channel_and_position():
     known, new, rng = good(30), good(4, seed=1), np.random.default_rng(0)
     noise = [rng.exponential(size=values.shape[1:]) for values in described(known)]
-    statistics = PositionStatistics(INFO, 32, pool=(3, 3, 3))
+    statistics = statistics_of(pool=(3, 3, 3))
     statistics.fit(lambda: [known], tuple(torch.from_numpy(n).float() for n in noise))
     assert_distances(statistics(new), new, known, noise)
 
@@ -130,54 +133,29 @@ def test_with_a_look_they_are_those_of_numpys_regressions(two_components):
     statistics = fitted(known, 4)
     looks = looks_of(new, known, 2), looks_of(known, known, 2)
     assert_distances(statistics(new), new, known, looks=looks, rtol=2e-3)
-    overall = statistics.overall(known)
+    overall = statistics.describe(known).looks
     torch.testing.assert_close(overall.T @ overall / 30, torch.diag(torch.tensor([1.0] * 2 + [0.0] * 6)))
 
 
-@pytest.mark.parametrize("look, shrinkage", [(False, 0.0), (False, 0.03), (True, 0.03)])
-def test_an_image_left_out_is_as_if_never_seen(look, shrinkage, monkeypatch):
-    """Of the ridge, which belongs to the whole set, the formula keeps n - 1 parts of n - 2, one less for
-    each component of the look, and the components themselves are those of all images."""
-    monkeypatch.setattr(position, "SHRINKAGE", shrinkage)
-    monkeypatch.setattr(position, "IMAGES_PER_COMPONENT", 12 if look else 40)
-    known, changed = good(30), good(30, seed=1)
-    whole, old = fitted(known), looks_of(known, known, 2) if look else np.ones((30, 0))
-    left = 29 - old.shape[1]
-    for view in (known, changed):  # the images themselves, and other ones made from them
-        found = whole(view, own=known)
-        looks = looks_of(view, known, 2) if look else np.ones((30, 0))
-        for distance, values, of_view in zip(found, described(known), described(view), strict=True):
-            ridge = left / (left - 1) * shrinkage / 0.03 * ridge_of(values, old)
-            for i in (0, 9, 23):
-                others, others_old = (np.delete(part, i, axis=0) for part in (values, old))
-                one = slice(i, i + 1)
-                expected = mahalanobis(of_view[one], others, ridge, looks[one], others_old)
-                np.testing.assert_allclose(distance[one].numpy(), expected, rtol=5e-3)
-
-
-def test_views_batches_and_images_change_nothing(two_components):
-    known, changed = good(30), good(30, seed=1)
-    whole = fitted(known)
-    for own in (None, known):
-        expected = [whole(view, own) for view in (known, changed)]
-        for parts in (2, 7, 30):
-            torch.testing.assert_close(fitted(known, parts)(known, own), expected[0], rtol=5e-3, atol=1e-3)
-        together = whole.of_views([known, changed], own)
-        torch.testing.assert_close([*together], [*expected], rtol=2e-3, atol=1e-4)
-        single = whole(tuple(f[3:4] for f in known), own and tuple(f[3:4] for f in own))
-        torch.testing.assert_close(single, tuple(d[3:4] for d in expected[0]), rtol=1e-3, atol=1e-4)
-
-
-def test_wide_features_are_mixed_orthonormally_and_the_same_by_seed():
+def test_batches_and_other_images_change_nothing(two_components):
     known, new = good(30), good(4, seed=1)
-    kept, again, other = (fitted(known, most=4, seed=s) for s in (3, 3, 4))
+    expected = fitted(known)(new)
+    for parts in (2, 7, 30):
+        torch.testing.assert_close(fitted(known, parts)(new), expected, rtol=5e-3, atol=1e-3)
+    single = fitted(known)(tuple(f[3:4] for f in new))
+    torch.testing.assert_close(single, tuple(d[3:4] for d in expected), rtol=1e-3, atol=1e-4)
+
+
+def test_wide_features_are_projected_orthonormally_and_the_same_by_seed():
+    known, new = good(30), good(4, seed=1)
+    kept, again, other = (fitted(known, channels=4, seed=s) for s in (3, 3, 4))
     for k, size in enumerate(((5, 4), (12, 6), (15, 8))):
-        mixture = getattr(kept, f"mixture_{k}")
-        assert mixture.shape == size
-        torch.testing.assert_close(mixture.T @ mixture, torch.eye(size[1]))
-        assert torch.equal(mixture, getattr(again, f"mixture_{k}"))
-        assert not torch.equal(mixture, getattr(other, f"mixture_{k}"))
-    mixed = [np.einsum("bchw,cr->brhw", described(f)[1], kept.mixture_1.numpy()) for f in (new, known)]
+        projection = getattr(kept, f"projection_{k}")
+        assert projection.shape == size
+        torch.testing.assert_close(projection.T @ projection, torch.eye(size[1]))
+        assert torch.equal(projection, getattr(again, f"projection_{k}"))
+        assert not torch.equal(projection, getattr(other, f"projection_{k}"))
+    mixed = [np.einsum("bchw,cr->brhw", described(f)[1], kept.projection_1.numpy()) for f in (new, known)]
     np.testing.assert_allclose(kept(new)[1].numpy(), mahalanobis(*mixed, ridge_of(mixed[1])), rtol=1e-3)
 
 
@@ -190,7 +168,7 @@ def test_an_empty_background_is_as_good_in_another_precision():
     features = next(teacher.stream(images[:20], 20))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = next(teacher.stream(images[20:], 4))
-    statistics = PositionStatistics(teacher.info, 64)
+    statistics = statistics_of(teacher.info, 64)
     noise = statistics.arithmetic_noise(teacher, images[:20])
     means = []
     for added in ((), noise):
@@ -207,35 +185,36 @@ def test_too_few_images_are_refused(count):
     assert fitted(good(3))(good(1))[0].isfinite().all()
 
 
-@pytest.mark.parametrize("with_prior", [False, True])
-def test_branches_begin_with_the_mean_and_the_deviation_of_every_channel(with_prior):
+@pytest.mark.parametrize("prior", [0, 32])
+def test_branches_begin_at_numpys_statistics(prior):
+    """The prior is the mean at every position; the last batch norm has as bias and weight the mean and the
+    standard deviation of what is left, for N after the prior is taken off, for A of everything."""
     known = good(12)
-    prior = mean_features(zip(*(f.split(5) for f in known), strict=True)) if with_prior else None
-    parts = zip(*(f.split(5) for f in known), strict=True)
-    (means, spreads), raw = channel_moments(parts, prior, None)
-    for k, f in enumerate(known):
-        left = f - (f.mean(0) if with_prior else 0)
-        for of, mean, spread in ((left, means, spreads), (f, *raw)):  # in the same pass, nothing taken off
-            torch.testing.assert_close(mean[k], of.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(spread[k], of.std((0, 2, 3), correction=0), atol=1e-4, rtol=1e-4)
-    student = DecoderStudent(INFO, (1, 1, 1), 16).train()
-    other = tuple(-m for m in means), tuple(2 * s for s in spreads)
-    start_at_statistics(student, (means, spreads), other)
-    for branch, (mean, spread) in zip(student(None, known), ((means, spreads), other), strict=True):
-        for k, found in enumerate(branch):  # batch norm sees this batch alone
-            torch.testing.assert_close(found.mean((0, 2, 3)), mean[k], atol=1e-4, rtol=1e-3)
-            torch.testing.assert_close(found.std((0, 2, 3), correction=0), spread[k], atol=1e-2, rtol=1e-2)
+    student = DecoderStudent(INFO, prior=prior).eval()
+    start_at_statistics(student, lambda: zip(*(f.split(5) for f in known), strict=True))
+    for split, feature in zip(student.decouple, known, strict=True):
+        values, norm = feature.double().numpy(), split.expand[-1]
+        left = values - values.mean(0) if prior else values
+        channels = values.shape[1]
+        for part, of in ((slice(channels), left), (slice(channels, None), values)):
+            tolerance = {"atol": 1e-5, "rtol": 1e-3}
+            np.testing.assert_allclose(norm.bias[part].detach(), of.mean((0, 2, 3)), **tolerance)
+            np.testing.assert_allclose(norm.weight[part].detach(), of.std((0, 2, 3)), **tolerance)
+        if prior:
+            np.testing.assert_allclose(split.prior[0], values.mean(0), atol=1e-5)
+        else:
+            assert split.prior is None
 
 
 @pytest.mark.parametrize("student", ["encoder", "decoder"])
 def test_the_prior_is_added_to_what_was_learned(student):
-    with_prior, without = (
-        tiny_model(student=student, position_prior=p, standardise="always").eval() for p in (True, False)
-    )
+    with_prior, without = (tiny_model(student=student, prior=p).eval() for p in (True, False))
+    assert not any(with_prior.teacher.info.rectified)
     images = torch.rand(2, 3, 64, 64)
     features = with_prior.teacher(images)
     means = tuple(torch.randn(1, *f.shape[1:]) for f in features)
-    set_prior(with_prior.student, means)
+    for split, mean in zip(with_prior.student.decouple, means, strict=True):
+        split.prior.copy_(mean)
     one, other = with_prior.student(images, features), without.student(images, features)
     for found, learned, mean in zip(one.normality, other.normality, means, strict=True):
         torch.testing.assert_close(found, learned + mean)

@@ -12,22 +12,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-TINY = {"iterations": 8, "student": "encoder", "position_channels": 8}
+TINY = {"iterations": 8, "plus": {"channels": 8}}
 
 
 def train_small(root: Path, output_dir=None, every: int = 1, watch=None, **changes):
     """Train the smallest model there is, in this process."""
     from builders import train_tiny
 
-    return train_tiny(root, output_dir, every, watch, **{**TINY, "iterations": 3, **changes})
+    return train_tiny(root, output_dir, every, watch, **{**TINY, "iterations": 4, **changes})
 
 
 def assert_same(one, other):
     """Trainings to the same weights by the same losses."""
     import pandas as pd
-    from builders import same_state
+    from builders import networks_of, same_state
 
-    assert same_state(one.detector.model, other.detector.model)
+    assert same_state(networks_of(one.detector), networks_of(other.detector))
     pd.testing.assert_frame_equal(one.history, other.history)
 
 

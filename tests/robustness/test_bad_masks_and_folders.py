@@ -11,8 +11,8 @@ from PIL import Image
 
 from dmdd_lite.data.images import read_image, read_mask
 from dmdd_lite.data.layout import DataError, load_masks, open_category, open_folder
+from dmdd_lite.data.training import load_training_data
 from dmdd_lite.training import train
-from dmdd_lite.training_data import load_training_data
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_links_to_folders_are_not_followed_in_circles(category):
 # ---- what training makes of it ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 12])
+@pytest.mark.parametrize("count", [2, 5, 12])
 @pytest.mark.parametrize("holdout", [0.0, 0.01, 0.5])
 def test_every_split_leaves_images_to_train_on(tmp_path, count, holdout):
     make_category(tmp_path, defects=("hole",), count=count)
@@ -132,7 +132,25 @@ def test_every_split_leaves_images_to_train_on(tmp_path, count, holdout):
         split = load_training_data(config, tmp_path, "nut", progress=False)
         assert len(split.images) + len(split.held_out) == count
         assert len(split.images) >= max(1, (count - 1) // 2)
-        assert bool(len(split.held_out)) == (holdout > 0 and count > 1)
+        assert len(split.held_out) == max(1, round(holdout * count))
+
+
+@pytest.mark.parametrize("count, plus, error", [
+    (1, None, "train/good has one image, two are needed: add good images"),
+    (3, {}, "DMDD\\+ needs at least three training images, got 2: .*plus=None"),
+])  # fmt: skip
+def test_too_few_good_images_are_told(tmp_path, count, plus, error):
+    make_category(tmp_path, count=count)
+    with pytest.raises(ValueError, match=error):
+        train(tiny_config(iterations=1, plus=plus), tmp_path, "nut", device="cpu", progress=False)
+
+
+def test_two_good_images_are_enough_for_dmdd_and_four_for_dmdd_plus(tmp_path):
+    for count, plus in ((2, None), (4, {})):
+        make_category(tmp_path, f"nut{count}", count=count)
+        config = tiny_config(iterations=1, plus=plus)
+        found = train(config, tmp_path, f"nut{count}", device="cpu", progress=False)
+        assert all(np.isfinite(list(found.detector.thresholds.values())))
 
 
 @pytest.mark.parametrize("name, content, message", [

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from dmdd_lite.config import Config
+from dmdd_lite.plus.config import PlusConfig
 from dmdd_lite.reproduce.notebook import NOTEBOOKS, check_parameters, notebook_parameters
 
-FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+FIELDS = {item.name: item for item in dataclasses.fields(Config) if item.name != "plus"}
+OF_PLUS = {item.name: item for item in dataclasses.fields(PlusConfig)}
 CHAPTERS = sorted(NOTEBOOKS.glob("0*.ipynb"))
 REFUSED = (ValueError, TypeError)
 
@@ -25,25 +27,27 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [*FIELDS, *OF_PLUS])
 def test_wrong_types_and_ranges_are_refused(name):
-    item, checks = FIELDS[name], FIELDS[name].metadata
+    item = FIELDS.get(name) or OF_PLUS[name]
+    checks = item.metadata
+    makes = [Config, Config().replace]
+    if name in OF_PLUS:
+        makes = [PlusConfig, PlusConfig().replace, lambda **given: Config(plus=given)]
     wrong = WRONG[item.type] + ["nonsense"] * ("choices" in checks)
     if item.type in (int, float):
         steps = (("low", -1), ("high", 1))
         wrong = wrong + [checks[bound] + step for bound, step in steps if bound in checks]
     for value in wrong:
-        for make in (Config, Config().replace):
+        for make in makes:
             with pytest.raises(REFUSED, match=name):
                 make(**{name: value})
 
 
 @pytest.mark.parametrize("changes", [
     {"image_size": 129}, {"image_size": 10**9},
-    {"student_blocks": (1, 1)}, {"student_blocks": (1, 0, 1)}, {"student_blocks": (1, 10**6, 1)},
-    {"position_pool": (3, True, 5)}, {"position_pool": (3, 3.0, 5)},
-    {"msn_perceptions": ()}, {"msn_perceptions": (0,)}, {"msn_attention": [["channel"]]},
-    {"betas": (0.5, 1.0)}, {"betas": (0.5,)}, {"opacity": (0.9, 0.2)}, {"perlin_scales": (0.5, 2)},
+    {"branches": ()}, {"branches": ("normality",) * 2}, {"msn_attention": [["channel"]]},
+    {"opacity": (0.9, 0.2)}, {"opacity": (0.5,)}, {"perlin_scales": (0.5, 2)}, {"perlin_scales": (3, 3)},
     {"smoothing_sigma": 64.0}, {"seed": 2**63}, {"pairs": False},
 ], ids=str)  # fmt: skip
 def test_what_does_not_go_together_is_refused_by_name(changes):
@@ -54,8 +58,14 @@ def test_what_does_not_go_together_is_refused_by_name(changes):
 def test_a_refusal_says_what_would_do():
     with pytest.raises(ValueError, match="image_size must be a multiple of 32, got 100; try 96"):
         Config(image_size=100)
-    with pytest.raises(ValueError, match=r"goes with branches=\('normality',\) and msn_start=1"):
+    with pytest.raises(ValueError, match=r"use it with branches=\('normality',\) and msn_iterations=0"):
         Config(pairs=False)
+
+
+@pytest.mark.parametrize("plus", [True, 5, "plus", [], {"pool": (3, True, 5)}, {"pool": (3, 4, 5)}, {1: 2}])
+def test_wrong_choices_of_dmdd_plus_are_refused(plus):
+    with pytest.raises(REFUSED, match=r"plus|pool|configuration"):
+        Config(plus=plus)
 
 
 # ---- parameters of notebooks --------------------------------------------------------------------------

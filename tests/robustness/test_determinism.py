@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import tiny_config
+from builders import networks_of, tiny_config
 
 from dmdd_lite import evaluation
 from dmdd_lite.data.layout import open_category
@@ -41,14 +41,14 @@ def trained(root, seed: int = 0, threads: int = 1):
 def everything(root, result, found) -> dict:
     """All that both give, as digests and numbers that survive JSON unchanged."""
     arrays = {
-        "weights": result.detector.model.state_dict().values(),
+        "weights": networks_of(result.detector).state_dict().values(),
         "losses": [result.history.to_numpy()],
         "maps": [*found.maps.values(), *found.scores.values()],
         "predictions": [p.fused for p in result.detector.predict(root / "lever/test")],
     }
     parts = {name: [np.ascontiguousarray(a).tobytes() for a in values] for name, values in arrays.items()}
     digests = {name: hashlib.sha256(b"".join(values)).hexdigest() for name, values in parts.items()}
-    return {**digests, "threshold": result.detector.threshold, "metrics": found.metrics}
+    return {**digests, "thresholds": result.detector.thresholds, "metrics": found.metrics}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,8 @@ def test_half_the_digits_of_bf16_are_those_of_float32(here):
     result, expected = here
     model = build_model(tiny_config(precision="bf16"), result.detector.model.teacher)
     model.load_state_dict(result.detector.model.state_dict())
-    other = evaluation.evaluate(Detector(model), expected.category, progress=False)
+    detector = Detector(model, result.detector.plus)
+    other = evaluation.evaluate(detector, expected.category, progress=False)
     for name, maps in expected.maps.items():
         assert 1e-6 < np.abs(other.maps[name] - maps).mean() < 0.02 * (maps.max() - maps.min()), name
     assert apart(other, expected)["fused"] < 0.1

@@ -38,8 +38,8 @@ def fill_at_detector(disk, monkeypatch):
 @pytest.mark.parametrize(
     "fill, told",
     [
-        (fill_at_checkpoint, r"run/checkpoint\.pt'.* goes on from iteration 1"),
-        (fill_at_detector, r"model\.safetensors'.* goes on from iteration 3"),
+        (fill_at_checkpoint, r"run/checkpoint\.pt'.* resumes from iteration 1"),
+        (fill_at_detector, r"model\.safetensors'.* resumes from iteration 4"),
     ],
 )
 def test_a_full_disk_keeps_the_last_checkpoint(call, whole, disk, monkeypatch, fill, told):
@@ -76,12 +76,12 @@ class Saved:
 
 
 def save_detector(path, detector, value):
-    detector.threshold = value
+    detector.thresholds["plus"] = value
     detector.save(path.parent)
 
 
 WRITERS = {
-    "checkpoint.pt": lambda path, detector, value: checkpoints.save_checkpoint(path, Saved(value)),
+    "checkpoint.pt": lambda path, detector, value: checkpoints.save_checkpoint(path, Saved(value), 0),
     "model.safetensors": save_detector,
     "a.json": lambda path, detector, value: write_json(path, {"a": [value] * 50_000}),
 }

@@ -18,13 +18,12 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from builders import spread, tiny_config
+from builders import spread, tiny_detector
 from safetensors.torch import load_file, save, save_file
 
 import dmdd_lite
 from dmdd_lite.checkpoints import load_checkpoint
 from dmdd_lite.detector import SETTINGS, WEIGHTS, Detector, DetectorError
-from dmdd_lite.model import build_model
 from dmdd_lite.teacher import TeacherError, build_teacher, read_weights
 from dmdd_lite.training import TrainingError
 
@@ -107,9 +106,8 @@ def state():
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    teacher = build_teacher("test_resnet", "random")
-    config = tiny_config(position_channels=8, position_context=0, student="encoder")
-    return Detector(build_model(config, teacher)).save(tmp_path_factory.mktemp("original"))
+    detector = tiny_detector(plus={"channels": 8, "context": 0})
+    return detector.save(tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture
@@ -172,7 +170,7 @@ def test_what_is_no_file(tmp_path, saved, make):
             Detector.load(saved, "cpu")
 
 
-FIRST, GAIN = "conv1.0.weight", "msn.gain"  # of test_resnet, of a detector
+FIRST, GAIN = "conv1.0.weight", "dmdd.msn.gain"  # of test_resnet, of a detector
 CHANGES = {
     "missing": (lambda s, n: s.pop(n), "1 tensors are missing"),
     "nothing there": (lambda s, n: s.clear(), "tensors are missing .*more"),
@@ -202,14 +200,16 @@ def test_weights_of_something_else(tmp_path, state, saved, spoil, message):
 LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 PLACES = ("hf-hub:", "local-dir:/tmp/", "../../", "test_resnet.hf-hub:")
 EVIL = [  # a field, its value, what is told
-    ("format", 999, "update dmdd_lite if it is newer"),
-    ("config.shiny", True, "field shiny.*newer version.*update dmdd_lite"),
-    *[("threshold", value, "threshold must be|configuration") for value in (math.nan, 10**400, "0.5", None)],
+    *[("format", value, f"format {value}, not 6: another version, train it again") for value in (5, 999)],
+    ("config.shiny", True, "unknown configuration field shiny: written by another version"),
+    *[("thresholds.plus", value, "must be|configuration") for value in (math.nan, 10**400, "0.5", None)],
+    *[("thresholds", value, "configuration") for value in (None, 0.5, [], {})],
     ("config", [], "configuration"),
     ("config.learning_rate", math.nan, "learning_rate"),
     ("config.image_size", 64 * 10**7, "image_size|network"),
-    ("config.student_width", 10**9, "student_width|network"),
-    ("config.msn_width", 1024, "another shape"),
+    ("config.plus", {"channels": 9}, "another shape"),
+    ("config.plus", None, "are extra"),
+    ("config.msn_attention", ["self"], "are missing"),
     *[("config.teacher", f"{place}evil/x", "evil/x") for place in PLACES],
     *[("config.teacher_options", {name: "evil"}, f"may not hold {name}") for name in LOADING],
     ("config.teacher_options", {"act_layer": "os.system"}, "cannot build"),
@@ -223,7 +223,7 @@ TEXTS = (b"", b"[1]", b"\xff\xfe{}", b'{"format": 2, "config": {', b"[" * 200_00
 def test_settings_of_strangers(saved, place, value, message):
     settings = json.loads((saved / SETTINGS).read_text())
     field = place.rpartition(".")[2]
-    (settings["config"] if "." in place else settings)[field] = value
+    (settings[place.partition(".")[0]] if "." in place else settings)[field] = value
     (saved / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises(DetectorError, match=rf"{saved / SETTINGS}.*({message})"), only_reading(saved):
         Detector.load(saved, "cpu")

@@ -72,7 +72,7 @@ SAVING = [
     ("torch", "save", 2, "middle"),
     ("os", "fsync", 2, "before"),
     ("os", "replace", 2, "before"),
-    ("dmdd_lite.training", "_detector", 1, "before"),
+    ("dmdd_lite.training", "finish", 1, "before"),
     ("dmdd_lite.detector", "save_file", 1, "middle"),
     ("os", "replace", 2, "before"),  # the detector's settings: the first is of its weights
     ("os", "replace", 3, "before"),  # the record
@@ -97,7 +97,7 @@ def test_interrupted_and_called_again(attempts, whole, tmp_path):
 def test_an_interrupted_process_leaves_a_checkpoint_and_nothing_half_done(attempts, whole, tmp_path):
     attempt = attempts(tmp_path, after=0, sign=signal.SIGINT, once="checkpoint.pt")
     assert attempt.status == 1, attempt.told
-    assert "stopped; the same call goes on from iteration" in attempt.told
+    assert "stopped; the same call resumes from iteration" in attempt.told
     assert set(tree(tmp_path)) == {"checkpoint.pt"}
     settle(attempts, tmp_path, whole)
 

@@ -4,16 +4,14 @@ is refused; whatever images a detector is trained on, its maps and scores are fi
 import numpy as np
 import pytest
 import torch
-from builders import save_image, tiny_config
+from builders import networks_of, save_image, tiny_config, tiny_detector
 from test_metrics import tiny_case
 
 from dmdd_lite import evaluation, metrics
 from dmdd_lite.course.thresholds import best_outline, error_rates, outline_quality
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.detector import Detector, DetectorError
+from dmdd_lite.detector import DetectorError
 from dmdd_lite.metrics import aupro, aupro_per_image, image_auroc, pixel_ap, pixel_auroc
-from dmdd_lite.model import build_model
-from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import TrainingError, train
 
 PIXELWISE = (pixel_auroc, pixel_ap, aupro, aupro_per_image)
@@ -87,7 +85,7 @@ def test_whatever_the_training_images_all_numbers_are_finite(tmp_path, kind):
     root = category_of(tmp_path, SETS[kind], 5)
     detector = train(tiny_config(iterations=2), root, "nut", device="cpu", progress=False).detector
     found = evaluation.evaluate(detector, open_category(root, "nut"), progress=False)
-    assert all(torch.isfinite(values).all() for values in detector.model.state_dict().values())
+    assert all(torch.isfinite(values).all() for values in networks_of(detector).state_dict().values())
     for name, maps in found.maps.items():
         assert np.isfinite(maps).all(), name
         assert np.isfinite(found.scores[name]).all(), name
@@ -96,22 +94,22 @@ def test_whatever_the_training_images_all_numbers_are_finite(tmp_path, kind):
     assert 0 <= detector.threshold <= 1
 
 
-@pytest.mark.parametrize("rate, iterations, start", [(1e30, 1, 1.0), (1e30, 6, 0.5)])
-def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, rate, iterations, start):
+@pytest.mark.parametrize("iterations, msn_iterations", [(1, 0), (8, 2)])
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path, iterations, msn_iterations):
     """The losses of an iteration are those before its step, so that the last one may be the worst."""
     root, out = category_of(tmp_path, noise, 4), tmp_path / "out"
-    config = tiny_config(learning_rate=rate, iterations=iterations, msn_start=start, position_prior=False)
+    given = {"iterations": iterations, "msn_iterations": msn_iterations}
+    config = tiny_config(learning_rate=1e30, prior=False, **given)
     with pytest.raises(TrainingError, match="lower learning_rate"):
         train(config, root, "nut", output_dir=out, device="cpu", checkpoint_every=1, progress=False)
     assert not (out / "detector").exists()
     if (out / "checkpoint.pt").exists():
         state = torch.load(out / "checkpoint.pt", weights_only=True)
-        assert all(values.isfinite().all() for values in state["student"].values())
+        assert all(values.isfinite().all() for values in state["networks"]["student"].values())
 
 
 def test_a_broken_detector_is_told_by_the_image(tmp_path):
-    root = category_of(tmp_path, noise, 1)
-    model = build_model(tiny_config(position_maps=False), build_teacher("test_resnet", "random"))
-    model.student.decouple[0].expand[-2].weight.data[0, 0] = torch.nan
+    root, detector = category_of(tmp_path, noise, 1), tiny_detector(plus=None)
+    detector.model.student.decouple[0].expand[-2].weight.data[0, 0] = torch.nan
     with pytest.raises(DetectorError, match=r"test/good/0\.png is nan \(8 of 8 are not finite\)"):
-        evaluation.evaluate(Detector(model), open_category(root, "nut"), progress=False)
+        evaluation.evaluate(detector, open_category(root, "nut"), progress=False)

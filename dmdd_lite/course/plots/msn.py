@@ -111,11 +111,12 @@ def plot_ablation(
     """The rows of `msn_comparison.score_msns` with this skip: a dot a seed and a tick at the mean, for
     each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
 
-    Raises ValueError if no row has the skip.
+    Raises ValueError if no row has it.
     """
     rows = scores[scores["plain_weight"] == skip]
     if rows.empty:
-        raise ValueError(f"no row with skip {skip}; there are {sorted(scores['skip'].unique())}")
+        known = sorted(scores["plain_weight"].unique())
+        raise ValueError(f"no row with plain_weight {skip}; there are {known}")
     names = list(rows["fusion"].unique())
     fig = new_figure(WIDTH, 1.3 + 0.3 * len(names))
     panels = np.atleast_1d(fig.subplots(1, len(metrics), sharey=True))
