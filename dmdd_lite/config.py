@@ -77,6 +77,8 @@ def _convert(item, value):
     if item.type is not dict:
         return value
     try:  # a copy that survives JSON unchanged
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("names must be text")
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{item.name} must hold plain JSON values, got {shown(value)} ({error})") from error

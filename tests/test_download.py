@@ -112,11 +112,6 @@ def test_download_unpacks_all_and_a_second_call_asks_for_nothing(server, root, c
     assert open_category(root, "cable").labels.tolist() == [True, False]
 
 
-def test_url_from_the_environment(server, root, monkeypatch):
-    monkeypatch.setenv(download.URL_VARIABLE, server.url)
-    assert is_complete(fetch(root, server, url=None))
-
-
 def test_an_archive_downloaded_by_hand_is_used_and_kept(server, root):
     root.parent.mkdir()
     archive = root.parent / ARCHIVE

@@ -111,15 +111,6 @@ def test_textures_change_by_shape_and_colour_and_stay_in_range(size):
         assert not torch.equal(one, other)
 
 
-def test_gamma_contrast_and_brightness_keep_the_order_of_values():
-    """Of a texture that rises along one side, every channel rises or falls along one side."""
-    ramp = torch.linspace(0.3, 0.7, 16).expand(60, 3, 16, 16)
-    for one in augment_textures(ramp, torch.Generator().manual_seed(1)):
-        along = one.mean(1) if one.std(1).max() < 1e-6 else one.mean(2)
-        steps = along.diff(dim=1)
-        assert ((steps >= -1e-6).all(1) | (steps <= 1e-6).all(1)).all()
-
-
 def test_procedural_textures_are_the_same_for_the_same_seed():
     before = torch.random.get_rng_state()
     first, again, other = (procedural_textures(48, seed, 12) for seed in (3, 3, 4))

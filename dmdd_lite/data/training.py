@@ -35,11 +35,16 @@ def load_training_data(
     paths = open_train(data_root, category)
     if len(paths) < 2:
         raise DataError(f"{data_root}/{category}/train/good has one image, two are needed: add good images")
+    held = max(1, round(config.holdout * len(paths)))
+    if config.plus is not None and len(paths) - held < 3:
+        raise DataError(
+            f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ needs "
+            "three to train on: add good images, lower holdout, or set plus=None"
+        )
     texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
     images = load_images(paths, config.image_size, "reading images" if progress else None)
     foreground = foreground_masks(images, category, config.foreground)
     rng = torch.Generator().manual_seed(config.seed)
-    held = max(1, round(config.holdout * len(paths)))
     order = torch.randperm(len(paths), generator=rng)
     kept, out = order[held:].sort().values, order[:held].sort().values
     if texture_paths:

@@ -87,7 +87,7 @@ def test_names_of_any_kind(category, name):
     assert name in [path.name for path in found.train]
     fits = {image.path: image.mask for image in found.test}
     assert fits[category / "test/hole" / name] == category / "ground_truth/hole" / name
-    assert len(load_training_data(tiny_config(), category.parent, "nut", progress=False).images) == 1
+    assert len(load_training_data(tiny_config(plus=None), category.parent, "nut", progress=False).images) == 1
     (category / "train/good" / name).write_bytes(b"broken")
     refusal(category).encode()  # can be printed
 
@@ -128,8 +128,8 @@ def test_links_to_folders_are_not_followed_in_circles(category):
 def test_every_split_leaves_images_to_train_on(tmp_path, count, holdout):
     make_category(tmp_path, defects=("hole",), count=count)
     for seed in (0, 1, 2**63 - 1):
-        config = tiny_config(holdout=holdout, seed=seed, foreground="none")
-        split = load_training_data(config, tmp_path, "nut", progress=False)
+        config = tiny_config(holdout=holdout, seed=seed, foreground="none", plus=None)
+        split = load_training_data(config, tmp_path, "nut", tmp_path / "nut/train", progress=False)
         assert len(split.images) + len(split.held_out) == count
         assert len(split.images) >= max(1, (count - 1) // 2)
         assert len(split.held_out) == max(1, round(holdout * count))
@@ -137,12 +137,12 @@ def test_every_split_leaves_images_to_train_on(tmp_path, count, holdout):
 
 @pytest.mark.parametrize("count, plus, error", [
     (1, None, "train/good has one image, two are needed: add good images"),
-    (3, {}, "DMDD\\+ needs at least three training images, got 2: .*plus=None"),
+    (3, {}, "good has 3 images, 1 of them held out; DMDD\\+ needs three .*plus=None"),
 ])  # fmt: skip
-def test_too_few_good_images_are_told(tmp_path, count, plus, error):
+def test_too_few_good_images_are_told_before_training(tmp_path, count, plus, error):
     make_category(tmp_path, count=count)
-    with pytest.raises(ValueError, match=error):
-        train(tiny_config(iterations=1, plus=plus), tmp_path, "nut", device="cpu", progress=False)
+    with pytest.raises(DataError, match=error):
+        load_training_data(tiny_config(plus=plus), tmp_path, "nut", progress=False)
 
 
 def test_two_good_images_are_enough_for_dmdd_and_four_for_dmdd_plus(tmp_path):

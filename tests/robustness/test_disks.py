@@ -92,7 +92,7 @@ def test_whatever_cannot_be_written_leaves_the_old_file_and_is_named(whole, tmp_
     path = tmp_path / name
     WRITERS[name](path, whole.detector, 0.25)
     before = tree(tmp_path)
-    with files_of_at_most(70_000), pytest.raises(OSError, match=rf"File too large: '{path}'"):
+    with files_of_at_most(70_000), pytest.raises((OSError, TrainingError), match=rf"large: '{path}'"):
         WRITERS[name](path, whole.detector, 0.75)
     assert tree(tmp_path) == before
     WRITERS[name](path, whole.detector, 0.75)
