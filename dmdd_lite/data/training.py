@@ -38,8 +38,8 @@ def load_training_data(
     held = max(1, round(config.holdout * len(paths)))
     if config.plus is not None and len(paths) - held < 3:
         raise DataError(
-            f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ needs "
-            "three to train on: add good images, lower holdout, or set plus=None"
+            f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ "
+            "needs three to train on: add good images, lower holdout, or set plus=None"
         )
     texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
     images = load_images(paths, config.image_size, "reading images" if progress else None)
