@@ -30,22 +30,27 @@ def own_folder(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    new = not folder.exists()
-    try:
-        with locked(folder / LOCK, PATIENCE):
-            if problem := writing_problem(folder):  # a full disk still takes an empty lock file
-                raise TrainingError(f"{problem}; free disk space or use another output folder")
-            for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
-                left.unlink(missing_ok=True)  # of a killed process
-            yield
-    except filelock.Timeout as error:
-        raise TrainingError(f"{folder} is used for another training; wait, or use another folder") from error
-    except PermissionError as error:
-        raise TrainingError(f"{folder} cannot be written to ({error}); use another output folder") from error
-    finally:
-        if new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    with contextlib.ExitStack() as stack:
+        if not folder.exists():
+            stack.callback(_remove_empty, folder)
+        try:
+            stack.enter_context(locked(folder / LOCK, PATIENCE))
+        except filelock.Timeout as error:
+            told = f"{folder} is used for another training; wait, or use another folder"
+            raise TrainingError(told) from error
+        except OSError as error:
+            told = f"{folder} cannot be written to ({error}); use another output folder"
+            raise TrainingError(told) from error
+        if problem := writing_problem(folder):  # a full disk still takes an empty lock file
+            raise TrainingError(f"{problem}; free disk space or use another output folder")
+        for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
+            left.unlink(missing_ok=True)  # of a killed process
+        yield
+
+
+def _remove_empty(folder: Path):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -68,8 +73,13 @@ def check_same(found: Config, config: Config, data: str, fingerprint: str):
 
 def save_checkpoint(path: Path, trainer, saved: int):
     """All of it or nothing. saved: the iteration of the checkpoint before. Raises TrainingError."""
+
+    def write(temporary: Path):
+        with open(temporary, "wb") as file:  # of a path that it cannot write, PyTorch tells no reason
+            torch.save(trainer.state(), file)
+
     with room(saved):
-        write_atomically(path, lambda temporary: torch.save(trainer.state(), temporary))
+        write_atomically(path, write)
 
 
 def load_checkpoint(path: Path, trainer):

@@ -162,5 +162,5 @@ def test_bad_textures_stop_it_before_training(category, tmp_path, name, content,
     (tmp_path / "textures" / name).write_bytes(content)
     for place, told in ((tmp_path / "textures", message), (tmp_path / "nowhere", "no such folder")):
         with pytest.raises(DataError, match=told):
-            train(tiny_config(), category.parent, "nut", place, tmp_path / "out", "cpu", progress=False)
+            train(tiny_config(plus=None), category.parent, "nut", place, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()

@@ -115,7 +115,7 @@ def plot_ablation(
     """
     rows = scores[scores["plain_weight"] == skip]
     if rows.empty:
-        known = sorted(scores["plain_weight"].unique())
+        known = sorted(set(scores["plain_weight"]))
         raise ValueError(f"no row with plain_weight {skip}; there are {known}")
     names = list(rows["fusion"].unique())
     fig = new_figure(WIDTH, 1.3 + 0.3 * len(names))
