@@ -82,7 +82,7 @@ def test_hub_out_of_reach_names_the_remedies(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name, options, error, message",
     [
-        ("resnet_of_mine", {}, TeacherError, "timm has no model 'resnet_of_mine'; near it: .*resnet"),
+        ("resnet_of_mine", {}, TeacherError, "timm has no model 'resnet_of_mine'; similar names: .*resnet"),
         ("vit_tiny_patch16_224", {}, TeacherError, "strides .16, 16, 16."),
         ("test_resnet", {"out_indices": (0, 1, 2)}, TeacherError, "choose other out_indices"),
         ("test_resnet", {"pad_kind": "same"}, ValueError, "teacher_options not taken"),
