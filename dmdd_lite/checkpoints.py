@@ -48,9 +48,14 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             ) from error
         if problem := writing_problem(folder):  # a full disk still takes an empty lock file
             raise TrainingError(f"{problem}; free disk space or use another output folder")
-        for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
-            left.unlink(missing_ok=True)  # of a killed process
+        for left in _half_written(folder):
+            left.unlink(missing_ok=True)
         yield
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Files that a killed process was writing, see `utils.write_atomically`."""
+    return [*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")]
 
 
 def _remove_empty(folder: Path):
@@ -140,7 +145,7 @@ def load_finished(folder: Path | None, config: Config, fingerprint: str, device)
 
 def _clear(folder: Path):
     """What is left of a run that was killed when all but this was done, if nobody is about to remove it."""
-    left = [path for path in (folder / CHECKPOINT, *folder.glob(".*.partial")) if path.exists()]
+    left = [path for path in (folder / CHECKPOINT, *_half_written(folder)) if path.exists()]
     if left or (folder / LOCK).exists():
         with contextlib.suppress(OSError), locked(folder / LOCK, 0):  # Timeout is an OSError
             for path in left:

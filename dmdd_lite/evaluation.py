@@ -31,9 +31,6 @@ METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
 BATCH, GPU_BATCH = 8, 32  # images predicted at once
 PINNED = 1e9  # bytes of maps up to which they are collected in memory that the system cannot swap out
 
-#: how the line begins that a log gets when the device has done its part, for readers of a log
-SCORING = "now scoring the maps"
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -73,7 +70,7 @@ def evaluate(
     _release(detector)
     _check_finite(scores, category)
     if bar.mode == "lines":
-        print(f"{SCORING} of {len(images)} images", flush=True)
+        print(f"now scoring the maps of {len(images)} images", flush=True)
     masks = load_masks(category.test, size, None).numpy()
     labels = np.asarray(category.labels)
     metrics = _side_by_side(lambda name: evaluate_maps(maps[name], masks, scores[name], labels), maps)
