@@ -14,7 +14,7 @@ from .detector import Detector
 from .utils import locked, write_atomically, write_json, writing_problem
 from .weights import load_plain
 
-FORMAT = 5  # of the checkpoint and the record of a finished run
+FORMAT = 6  # of the checkpoint and the record of a finished run
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"
 PATIENCE = 20.0  # seconds to wait for another process that trains into the same folder
 
@@ -43,9 +43,14 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             raise TrainingError(told) from error
         if problem := writing_problem(folder):  # a full disk still takes an empty lock file
             raise TrainingError(f"{problem}; free disk space or use another output folder")
-        for left in (*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")):
-            left.unlink(missing_ok=True)  # of a killed process
+        for left in _half_written(folder):
+            left.unlink(missing_ok=True)
         yield
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Files that a killed process was writing, see `utils.write_atomically`."""
+    return [*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")]
 
 
 def _remove_empty(folder: Path):

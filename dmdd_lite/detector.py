@@ -24,7 +24,7 @@ from .teacher import empty_teacher
 from .utils import autocast, resolve_device, write_atomically, write_json
 from .weights import WeightsError, misfits, read_tensors
 
-WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 6
+WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 7
 MAP_NAMES = ("fused", "normality", "abnormality", "sum", "plus", "position")
 
 

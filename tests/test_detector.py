@@ -121,10 +121,10 @@ def test_weights_of_another_training_are_noticed(saved):
 def test_detectors_of_older_versions_are_told_to_be_trained_again(saved):
     settings = json.loads((saved / "config.json").read_text())
     assert settings.pop("sha256")
-    old = {"format": 5, "threshold": 0.5, "config": {**settings["config"], "msn_skip": 0.7}}
+    old = {"format": 6, "threshold": 0.5, "config": {**settings["config"], "msn_skip": 0.7}}
     (saved / "config.json").write_text(json.dumps(old))
     told = (
-        r"config\.json is not a detector's configuration: format 5, not 6: another version, train it again$"
+        r"config\.json is not a detector's configuration: format 6, not 7: another version, train it again$"
     )
     with pytest.raises(DetectorError, match=told):
         Detector.load(saved, "cpu")

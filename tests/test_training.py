@@ -138,9 +138,9 @@ def test_a_run_of_an_older_version_is_told_to_be_trained_again(root, runs, tmp_p
     folder = shutil.copytree(runs / kind, tmp_path / "run")
     if kind == "stopped":
         state = torch.load(folder / file, weights_only=True)
-        torch.save({**state, "format": 4, "config": {"msn_skip": 0.7}}, folder / file)
+        torch.save({**state, "format": 5, "config": {"msn_skip": 0.7}}, folder / file)
     else:
-        (folder / file).write_text('{"format": 4}')
+        (folder / file).write_text('{"format": 5}')
     with pytest.raises(TrainingError, match=r"another version of dmdd-lite.* delete it"):
         train_tiny(root, folder)
 
