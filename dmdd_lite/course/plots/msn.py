@@ -53,8 +53,8 @@ def plot_msn(attentions: tuple[str, ...]) -> Figure:
         ((15.8, 2.7), (15.8, 1.15)),
     ):
         ax.annotate("", points[1], points[0], arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 1.2})
-    ax.text(13.05, 0.8, "skip", ha="center", va="bottom", fontsize=9)
-    ax.text(15.95, 1.9, "1 − skip", va="center", fontsize=9)
+    ax.text(13.05, 0.8, "plain weight", ha="center", va="bottom", fontsize=9)
+    ax.text(15.95, 1.9, "1 − plain weight", va="center", fontsize=9)
     return fig
 
 
@@ -104,19 +104,19 @@ def plot_trust(means: pd.DataFrame) -> Figure:
 @styled
 def plot_ablation(
     scores: pd.DataFrame,
-    skip: float,
+    plain_weight: float,
     baselines: dict[str, dict[str, float]],
     metrics: tuple[str, ...] = METRICS[:4],
 ) -> Figure:
-    """The rows of `msn_comparison.score_msns` with this skip: a dot a seed and a tick at the mean, for
+    """The rows of `msn_comparison.score_msns` with this `plain_weight`: a dot a seed and a tick at the mean, for
     each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
 
     Raises ValueError if no row has it.
     """
-    rows = scores[scores["plain_weight"] == skip]
+    rows = scores[scores["plain_weight"] == plain_weight]
     if rows.empty:
         known = sorted(set(scores["plain_weight"]))
-        raise ValueError(f"no row with plain_weight {skip}; there are {known}")
+        raise ValueError(f"no row with plain_weight {plain_weight}; there are {known}")
     names = list(rows["fusion"].unique())
     fig = new_figure(WIDTH, 1.3 + 0.3 * len(names))
     panels = np.atleast_1d(fig.subplots(1, len(metrics), sharey=True))
