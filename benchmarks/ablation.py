@@ -25,11 +25,12 @@ import measure
 from ablation_report import write_report
 from ablation_rows import BY_NAME, FULL, is_scored
 from grid import Data, run_name
+from refit import refit
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import PROTOCOL, evaluate
-from dmdd_lite.training import Training, refit, train
+from dmdd_lite.training import Training, train
 from dmdd_lite.utils import describe, resolve_device, write_json
 
 CHECKPOINTS = 20  # of a training: an interrupted one loses at most that share of itself

@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 from ablation_rows import BY_NAME, FULL
 
-from dmdd_lite.config import Config, differences
+from dmdd_lite.config import Config
 from dmdd_lite.course.figures import save_figure
 from dmdd_lite.course.plots import plot_row_differences
 from dmdd_lite.evaluation import METRICS
+from dmdd_lite.options import differences
 from dmdd_lite.utils import write_atomically
 
 ZONES = ("centre", "edge", "rim")

@@ -8,7 +8,10 @@ trains an MSN alone, for the one of that detector.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dmdd_lite.config import Config, differences, student_differences
+from refit import student_differences
+
+from dmdd_lite.config import Config
+from dmdd_lite.options import differences
 
 #: fields that only the maps of a trained detector depend on; of `plus`, that it is None
 SCORING = ("smoothing_sigma", "plain_weight")

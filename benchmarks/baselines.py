@@ -26,12 +26,13 @@ from ablation_report import collect, quality_table
 from grid import Data, run_name
 from torch import Tensor, nn
 
+from dmdd_lite.backbones.networks import TeacherError, untrained_network
 from dmdd_lite.config import Config
 from dmdd_lite.data.images import load_images
 from dmdd_lite.data.layout import load_masks, open_category
 from dmdd_lite.evaluation import PROTOCOL
 from dmdd_lite.metrics import evaluate_maps
-from dmdd_lite.teacher import Teacher, TeacherError, build_teacher, untrained_network
+from dmdd_lite.teacher import Teacher, build_teacher
 from dmdd_lite.utils import describe, resolve_device, write_json
 
 MAP = "map"  # the one map of a baseline

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import measure
 import numpy as np
 
+from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.config import Config
 from dmdd_lite.course.zones import zone_table
 from dmdd_lite.data.images import DataError
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.teacher import TeacherError, build_teacher
+from dmdd_lite.teacher import build_teacher
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side
 ZONE_FPR = 0.01  # share of good pixels above the threshold at which edge and centre are looked for

@@ -16,17 +16,18 @@ was stopped in the middle begins anew.
 """
 
 import argparse
+import copy
 import sys
 
 import grid
 import pandas as pd
 from grid import Data
 
+from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
-from dmdd_lite.teacher import TeacherError
-from dmdd_lite.training import Trainer, TrainingError, snapshot, train
+from dmdd_lite.training import Trainer, TrainingError, finish, train
 from dmdd_lite.utils import describe, write_json
 
 LAST, BEST = "last", "best-on-test"
@@ -37,7 +38,9 @@ def execute(data: Data, config: Config, every: int, options: argparse.Namespace)
     category, curve = open_category(data.root, data.category), []
 
     def look(trainer: Trainer):
-        metrics = evaluate(snapshot(trainer), category, progress=False).metrics["fused"]
+        metrics = evaluate(
+            finish(copy.deepcopy(trainer.model), trainer.data), category, progress=False
+        ).metrics["fused"]
         curve.append({"iteration": trainer.iteration, **metrics})
 
     place, watched = (data.root, data.category, options.textures), {"checkpoint_every": every, "watch": look}

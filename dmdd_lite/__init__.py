@@ -1,7 +1,8 @@
 """dmdd-lite: learn, run and reproduce Dual-Modeling Decouple Distillation (ACM MM 2024).
 
-The method is in this folder: config, teacher, student, losses, pairs, msn, model, training, detector,
-evaluation and metrics. `plus` holds what is ours alone, `data` reads images, `course` has what the notebooks
+The method is in seven files of this folder: teacher, student, losses, pairs, msn, model and training; config
+holds its choices; detector, evaluation and metrics use it. `plus` holds what is ours alone, `backbones` the
+networks of timm, `data` reads images, `course` has what the notebooks
 call beside the method, `explorer` the widget, `reproduce` the whole table.
 """
 
@@ -20,8 +21,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if TYPE_CHECKING:
     from .config import Config
     from .data.layout import open_category
-    from .detector import Detector, Prediction
+    from .detector import Detector
     from .evaluation import evaluate
+    from .prediction import Prediction
     from .training import train
 
 __all__ = ["Config", "Detector", "Prediction", "__version__", "evaluate", "open_category", "train"]
@@ -29,7 +31,7 @@ __all__ = ["Config", "Detector", "Prediction", "__version__", "evaluate", "open_
 _HOMES = {
     "Config": "config",
     "Detector": "detector",
-    "Prediction": "detector",
+    "Prediction": "prediction",
     "evaluate": "evaluation",
     "open_category": "data.layout",
     "train": "training",

@@ -9,10 +9,11 @@ from pathlib import Path
 import filelock
 import torch
 
-from .config import Config, differences
+from .backbones.weights import load_plain
+from .config import Config
 from .detector import Detector
+from .options import differences
 from .utils import locked, write_atomically, write_json, writing_problem
-from .weights import load_plain
 
 FORMAT = 6  # of the checkpoint and the record of a finished run
 CHECKPOINT, DETECTOR, RECORD, LOCK = "checkpoint.pt", "detector", "training.json", "training.lock"

@@ -1,12 +1,10 @@
 """Training a category: both stages in one loop; loaded if finished, resumed if interrupted."""
 
-import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -23,32 +21,23 @@ from .checkpoints import (
     save_checkpoint,
     save_finished,
 )
-from .config import Config, student_differences
+from .config import Config
+from .data.features import TrainingFeatures
 from .data.training import TrainingData, load_training_data
 from .detector import Detector
+from .history import Losses, check_weights, described, read_losses, remedy
 from .losses import Features, aim_loss, msn_loss, ngm_loss
 from .model import DMDD, build_model
 from .pairs import Pairs, PairSource
 from .student import start_at_statistics
 from .teacher import build_teacher
-from .utils import Progress, autocast, keep_freed_memory, precision_of, resolve_device
+from .utils import Progress, autocast, keep_freed_memory, resolve_device
 
-TRAINED = ("student", "calibration", "msn")  # networks that a checkpoint holds
 LOG_EVERY = 10  # iterations between two readings of the losses
+TRAINED = ("student", "calibration", "msn")  # networks that a checkpoint holds
 LEVEL_IMAGES = 128  # maximum number of training images from which stage 2 takes the levels of the maps
 WARM_UP = 0.05  # fraction of either stage with a rising learning rate [ours]
 BETAS = (0.5, 0.999)  # of Adam [authors]
-
-
-class Losses(NamedTuple):
-    """Scalars of one iteration; msn is NaN in stage 1, the others in stage 2. aim_inside and aim_outside are
-    the parts of L_AIM of the anomalous view."""
-
-    ngm: Tensor | float = math.nan
-    aim: Tensor | float = math.nan
-    msn: Tensor | float = math.nan
-    aim_inside: Tensor | float = math.nan
-    aim_outside: Tensor | float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +48,12 @@ class Training:
     history: pd.DataFrame
     seconds: float
     pairs_per_second: float
+
+    @classmethod
+    def of(cls, detector: Detector, history: list[list[float]], seconds: float) -> "Training":
+        frame = pd.DataFrame(history, columns=["iteration", *Losses._fields])
+        pairs = detector.config.iterations * detector.config.batch_size
+        return cls(detector, frame, seconds, pairs / max(seconds, 1e-9))
 
 
 class Trainer:
@@ -80,8 +75,8 @@ class Trainer:
         self.teacher, self.student = model.teacher, model.student
         if config.compile:
             self.teacher, self.student = torch.compile(model.teacher), torch.compile(model.student)
-        self.known = self._known_features()
-        start_at_statistics(model.student, self._good_features)
+        self.known = TrainingFeatures(config, model.teacher, data.images)
+        start_at_statistics(model.student, lambda: self.known)
         self.iteration, self.seconds = 0, 0.0
         self.history: list[list[float]] = []
 
@@ -141,39 +136,14 @@ class Trainer:
         """T(x_n), and T of the other view; the former from memory if it is kept and the pairs are those of
         `step`."""
         views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        if self.known is None or step is None:
-            return [self.teacher(view) for view in views]
-        index = self.pairs.indices(step).to(self.device)
-        return [tuple(f[index] for f in self.known), *(self.teacher(view) for view in views[1:])]
+        normal = None if step is None else self.known.of(self.pairs.indices(step))
+        return [normal or self.teacher(views[0]), *(self.teacher(view) for view in views[1:])]
 
     def _finish_student(self):
         """The student is as it will be used; the MSN learns with the levels of the training images."""
         self.model.eval()
         if self.iteration == self.config.student_iterations:  # else they are in the checkpoint
             self.model.calibrate(self.data.images[:: -(-len(self.data.images) // LEVEL_IMAGES)])
-
-    @torch.no_grad()
-    def _known_features(self) -> Features | None:
-        """T of all training images, (N, C_k, H_k, W_k) per scale, because they never change; None where they
-        would not fit into `feature_memory`, or the run sees no image twice."""
-        config, count, info = self.config, len(self.data.images), self.model.teacher.info
-        low = precision_of(self.device, config.precision) is torch.bfloat16
-        cells = [c * (config.image_size // s) ** 2 for c, s in zip(info.channels, info.strides, strict=True)]
-        size = count * sum(cells) * (2 if low else 4)
-        if size > 1e9 * config.feature_memory or config.iterations * config.batch_size < count:
-            return None
-        parts = [[f.bfloat16() if low else f for f in features] for features in self._good_features()]
-        return tuple(torch.cat(scale) for scale in zip(*parts, strict=True))
-
-    def _good_features(self):
-        """T of all training images, batch by batch."""
-        if getattr(self, "known", None) is not None:
-            yield from zip(*(scale.split(8) for scale in self.known), strict=True)
-            return
-        for images in self.data.images.split(8):
-            with autocast(self.device, self.config.precision):  # ends before the yield, or it would leak
-                features = next(self.model.teacher.stream(images))
-            yield features
 
     def state(self) -> dict:
         """Plain tensors and numbers from which `restore` continues to the same weights."""
@@ -234,11 +204,11 @@ def run(
                 last = trainer.iteration == config.iterations
                 due = last or (bool(checkpoint or watch) and trainer.iteration % every == 0)
                 if due or trainer.iteration % LOG_EVERY == 0:
-                    _read_losses(trainer, losses)
+                    read_losses(trainer, losses)
                     trainer.seconds = time.perf_counter() - began
-                    bar.update(trainer.iteration, _described(trainer.history[-1]))
+                    bar.update(trainer.iteration, described(trainer.history[-1]))
                 if due:
-                    _check_weights(trainer)
+                    check_weights(trainer)
                     if watch:
                         watch(trainer)
                         began = time.perf_counter() - trainer.seconds  # its time does not count
@@ -249,42 +219,6 @@ def run(
             if checkpoint and checkpoint.exists():
                 print(f"\nstopped; the same call resumes from iteration {saved}")
             raise
-
-
-def _read_losses(trainer: Trainer, waiting: list):
-    """Move the losses of the last iterations from the device into the history."""
-    for iteration, losses in waiting:
-        row = [float(value) for value in losses]
-        for name, value in zip(Losses._fields, row, strict=True):
-            expected = (name == "msn") == (iteration >= trainer.config.student_iterations)
-            if expected and not math.isfinite(value):
-                raise TrainingError(
-                    f"L_{name.upper()} is {value} at iteration {iteration}: {_remedy(trainer.config, name)}; "
-                    "the last checkpoint is intact"
-                )
-        trainer.history.append([iteration, *row])
-    waiting.clear()
-
-
-def _check_weights(trainer: Trainer):
-    """A loss is computed before its step: no loss shows what the newest step did to the weights."""
-    networks = trainer.model.student, trainer.model.msn
-    finite = [values.isfinite().all() for network in networks for values in network.state_dict().values()]
-    if not torch.stack(finite).all():
-        raise TrainingError(
-            f"a weight is NaN or infinite after {trainer.iteration} iterations: {_remedy(trainer.config)}; "
-            "the last checkpoint is intact"
-        )
-
-
-def _remedy(config: Config, loss: str = "") -> str:
-    name = "msn_learning_rate" if loss == "msn" else "learning_rate"
-    return f"lower {name} (now {getattr(config, name)})"
-
-
-def _described(row: list[float]) -> str:
-    found = zip(Losses._fields, row[1:], strict=True)
-    return "  ".join(f"{name} {value:.3f}" for name, value in found if not math.isnan(value))
 
 
 def train(
@@ -305,7 +239,7 @@ def train(
     versions), and loads a finished one, whose detector is `<output_dir>/detector`; it prints which.
 
     watch: called with the trainer every `checkpoint_every` iterations and after the last one; it must not
-    change the training. `snapshot(trainer)` is the detector of that moment.
+    change the training. `finish` makes a detector of a copy of its model.
 
     Raises before any work: DataError, TeacherError, ValueError, and TrainingError if the folder holds another
     run, cannot be written to, or is another process's; later TrainingError.
@@ -317,7 +251,7 @@ def train(
     with own_folder(folder):
         if finished := load_finished(folder, config, data.fingerprint, place):
             print(f"{folder}: loaded, trained before; delete the folder to train again")
-            return _result(config, *finished)
+            return Training.of(*finished)
         teacher.to(place).standardise(data.images)
         trainer = Trainer(config, build_model(config, teacher), data)
         if folder and (folder / CHECKPOINT).exists():
@@ -327,39 +261,7 @@ def train(
         detector = finish(trainer.model, data)
         if folder:
             save_finished(folder, detector, trainer)
-        return _result(config, detector, trainer.history, trainer.seconds)
-
-
-def refit(
-    detector: Detector,
-    config: Config,
-    data_root: str | Path,
-    category: str,
-    texture_root: str | Path = "",
-    device: str = "auto",
-    progress: bool = True,
-) -> Training:
-    """What `train` returns for `config`, from a detector with the same student: only the MSN is trained, and
-    DMDD+ fitted (bit-equal on CPU). The images must be those of its training. Nothing is saved. [ours]
-
-    Raises ValueError if the configuration differs from the detector's in more than `config.AFTER_STUDENT`,
-    and as `train`.
-    """
-    if changed := student_differences(detector.config, config):
-        raise ValueError(
-            f"config is of another student than the detector's ({'; '.join(changed)}); train it with `train`"
-        )
-    data = load_training_data(config, data_root, category, texture_root, resolve_device(device), progress)
-    trainer = Trainer(config, build_model(config, copy.deepcopy(detector.model.teacher)), data)
-    trainer.model.student.load_state_dict(detector.model.student.state_dict())
-    trainer.iteration = config.student_iterations
-    run(trainer, progress=progress)
-    return _result(config, finish(trainer.model, data), trainer.history, trainer.seconds)
-
-
-def snapshot(trainer: Trainer) -> Detector:
-    """The detector that the training would return if it ended now, on a copy of the model. [ours]"""
-    return finish(copy.deepcopy(trainer.model), trainer.data)
+        return Training.of(detector, trainer.history, trainer.seconds)
 
 
 def finish(model: DMDD, data: TrainingData) -> Detector:
@@ -374,12 +276,7 @@ def finish(model: DMDD, data: TrainingData) -> Detector:
     detector = Detector.calibrated(model, plus, data.held_out)
     if not all(map(math.isfinite, detector.thresholds.values())):
         raise TrainingError(
-            f"the thresholds are {detector.thresholds}, the weights are too large: {_remedy(model.config)} "
+            f"the thresholds are {detector.thresholds}, the weights are too large: {remedy(model.config)} "
             "and use another output folder"
         )
     return detector
-
-
-def _result(config: Config, detector: Detector, history: list, seconds: float) -> Training:
-    frame = pd.DataFrame(history, columns=["iteration", *Losses._fields])
-    return Training(detector, frame, seconds, config.iterations * config.batch_size / max(seconds, 1e-9))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dmdd_lite.config import LABELS, Config, differences, provenance_table, student_differences
+from dmdd_lite.config import Config
+from dmdd_lite.options import LABELS, differences, provenance_table
 from dmdd_lite.plus.config import PlusConfig
 
 README = Path(__file__).parent.parent / "README.md"
@@ -45,12 +46,3 @@ def test_every_field_has_its_origin_and_readme_lists_them(options):
 )
 def test_iterations_of_the_student_are_those_that_the_msn_leaves(changes, student):
     assert Config(**changes).student_iterations == student
-
-
-def test_what_makes_another_student_is_told():
-    assert student_differences(Config(), Config(plus=None, plain_weight=0.0, msn_iterations=5000)) == [
-        "student_iterations: 4800 -> 3750"
-    ]
-    same = {"iterations": 4900, "msn_iterations": 100, "msn_attention": (), "smoothing_sigma": 2.0}
-    assert student_differences(Config(), Config(**same)) == []
-    assert student_differences(Config(), Config(prior=False)) == ["prior: True -> False"]

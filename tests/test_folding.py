@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from dmdd_lite.folding import fold_batch_norms
+from dmdd_lite.backbones.folding import fold_batch_norms
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

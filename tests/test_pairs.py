@@ -9,16 +9,9 @@ from builders import random_images
 
 from dmdd_lite import pairs as synthesis
 from dmdd_lite.config import Config
+from dmdd_lite.data.foreground import foreground_mask, foreground_masks
 from dmdd_lite.data.textures import procedural_textures
-from dmdd_lite.pairs import (
-    PairSource,
-    PairSynthesizer,
-    augment_textures,
-    foreground_mask,
-    foreground_masks,
-    perlin_noise,
-    step_generator,
-)
+from dmdd_lite.pairs import PairSource, PairSynthesizer, augment_textures, perlin_noise, step_generator
 
 
 def loop_perlin(gradients, cells, angle, shift, size):

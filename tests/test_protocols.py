@@ -1,5 +1,6 @@
 """Watched trainings, and the two protocols that report them: 'last' and 'best-on-test'."""
 
+import copy
 import json
 from importlib import import_module
 from itertools import pairwise
@@ -11,7 +12,7 @@ from builders import networks_of, same_state, tiny_config, train_tiny
 
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.evaluation import METRICS, evaluate
-from dmdd_lite.training import snapshot
+from dmdd_lite.training import finish
 
 TINY = (
     "--teacher test_resnet --teacher-weights random --image-size 64 --iterations 5 --batch-size 2 --set "
@@ -47,7 +48,7 @@ def test_a_watched_run_is_the_run_unwatched(root, tmp_path):
     def watch(trainer):
         assert len(trainer.history) == trainer.iteration  # losses are all read
         assert trainer.model.training == (trainer.iteration <= trainer.config.student_iterations)  # as it was
-        seen.append((trainer.iteration, snapshot(trainer)))
+        seen.append((trainer.iteration, finish(copy.deepcopy(trainer.model), trainer.data)))
         maps.append(seen[-1][1].maps(trainer.data.images)[0]["fused"])  # predicting changes nothing either
 
     plain = train_tiny(root, iterations=4)

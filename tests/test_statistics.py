@@ -5,10 +5,11 @@ import pytest
 import torch
 from builders import tiny_model
 
+from dmdd_lite.decoder import DecoderStudent
 from dmdd_lite.plus import statistics as position
 from dmdd_lite.plus.config import PlusConfig
 from dmdd_lite.plus.statistics import PositionStatistics
-from dmdd_lite.student import DecoderStudent, start_at_statistics
+from dmdd_lite.student import start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 
 INFO = FeatureInfo((5, 7, 3), (4, 8, 16), (False,) * 3)  # at 32 px: 8 x 8, 4 x 4 and 2 x 2 positions

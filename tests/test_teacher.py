@@ -9,15 +9,8 @@ import torch
 from builders import random_images, same_state, state_of, tiny_teacher
 from safetensors.torch import save_file
 
-from dmdd_lite.teacher import (
-    PACKAGED,
-    STRIDES,
-    TeacherError,
-    _packaged_file,
-    build_teacher,
-    empty_teacher,
-    feature_indices,
-)
+from dmdd_lite.backbones.networks import PACKAGED, STRIDES, TeacherError, feature_indices
+from dmdd_lite.teacher import _packaged_file, build_teacher, empty_teacher
 
 LITE0 = "tf_efficientnet_lite0.pypi"
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -17,11 +17,11 @@ from builders import (
 )
 
 from dmdd_lite import training
+from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.data.layout import DataError
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.losses import aim_loss, flat_distance, ngm_loss
 from dmdd_lite.pairs import PairSource, alter, step_generator
-from dmdd_lite.teacher import TeacherError
 from dmdd_lite.training import Trainer, TrainingError, learning_rate_factor
 
 
@@ -243,39 +243,6 @@ def test_the_student_learns_before_the_msn_and_is_left_alone_by_it(data):
         changed = [not same_state(a, b) for a, b in zip(before, networks, strict=True)]
         assert changed == [steps == 6, steps == 2]
         assert [math.isfinite(loss) for loss in losses[:3]] == [steps == 6, steps == 6, steps == 2]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"msn_attention": ("self",), "plain_weight": 0.1, "smoothing_sigma": 2.0},
-        {"plus": {"channels": 5, "context": 0}},
-        {"plus": None},
-        {"iterations": 7, "msn_iterations": 1},
-        {"iterations": 6, "msn_iterations": 0},
-    ],
-)
-def test_a_detector_refitted_is_that_of_a_whole_training(root, whole, change):
-    expected = train_tiny(root, **change)
-    config = tiny_config(**change)
-    found = training.refit(whole.detector, config, root, "lever", device="cpu", progress=False)
-    assert same_state(networks_of(expected.detector), networks_of(found.detector))
-    assert expected.detector.thresholds == found.detector.thresholds
-    learned = expected.history[expected.history["iteration"] >= 6].reset_index(drop=True)
-    pd.testing.assert_frame_equal(learned, found.history, check_dtype=len(learned) > 0)
-
-
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"aim_weight": 3.0}, "aim_weight: 1.0 -> 3.0"),
-        ({"iterations": 60}, "student_iterations: 6 -> 45"),
-        ({"msn_iterations": 0, "seed": 1}, "seed: 0 -> 1; student_iterations: 6 -> 8"),
-    ],
-)
-def test_nothing_is_refitted_for_another_student(root, whole, change, told):
-    with pytest.raises(ValueError, match=rf"another student than the detector's \({told}\)"):
-        training.refit(whole.detector, tiny_config(**change), root, "lever", progress=False)
 
 
 # ---- pairs and rates ----------------------------------------------------------------------------------

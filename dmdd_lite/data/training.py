@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..pairs import foreground_masks
+from ..data.foreground import foreground_masks
 from .images import DataError, load_images
 from .layout import open_folder, open_train
 from .textures import procedural_textures

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..config import Options, option
+from ..options import Options, option
 
 
 @dataclass(frozen=True)

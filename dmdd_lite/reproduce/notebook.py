@@ -4,7 +4,7 @@ import ast
 import os
 from pathlib import Path
 
-from ..config import shown
+from ..options import shown
 
 PACKAGE = Path(__file__).resolve().parent.parent
 #: beside the package in a checkout; in it where a wheel was installed, which has the main job alone

@@ -5,11 +5,12 @@ import contextlib
 import json
 from pathlib import Path
 
+from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
 from ..data.images import DataError
 from ..data.layout import open_category, open_folder
 from ..evaluation import collect_results
-from ..teacher import TeacherError, build_teacher
+from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
 from .notebook import REPRODUCTION, check_parameters, notebook_parameters
 from .run import CannotStart, Job, finished

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from ..config import Config, differences
+from ..config import Config
+from ..options import differences
 from ..utils import locked, write_json
 from .notebook import REPRODUCTION, KernelDied, NotebookError, run_notebook
 

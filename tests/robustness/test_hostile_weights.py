@@ -22,9 +22,10 @@ from builders import spread, tiny_detector
 from safetensors.torch import load_file, save, save_file
 
 import dmdd_lite
+from dmdd_lite.backbones.networks import TeacherError, read_weights
 from dmdd_lite.checkpoints import load_checkpoint
 from dmdd_lite.detector import SETTINGS, WEIGHTS, Detector, DetectorError
-from dmdd_lite.teacher import TeacherError, build_teacher, read_weights
+from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import TrainingError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:Validating sparse")

@@ -108,8 +108,8 @@ def plot_ablation(
     baselines: dict[str, dict[str, float]],
     metrics: tuple[str, ...] = METRICS[:4],
 ) -> Figure:
-    """The rows of `msn_comparison.score_msns` with this `plain_weight`: a dot a seed and a tick at the mean, for
-    each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
+    """The rows of `msn_comparison.score_msns` with this `plain_weight`: a dot a seed and a tick at the mean,
+    for each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
 
     Raises ValueError if no row has it.
     """

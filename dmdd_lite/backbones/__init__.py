@@ -1,0 +1,1 @@
+"""Networks of timm with their weights, for teacher and student."""
