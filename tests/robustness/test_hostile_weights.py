@@ -201,7 +201,7 @@ def test_weights_of_something_else(tmp_path, state, saved, spoil, message):
 LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 PLACES = ("hf-hub:", "local-dir:/tmp/", "../../", "test_resnet.hf-hub:")
 EVIL = [  # a field, its value, what is told
-    *[("format", value, f"format {value}, not 6: another version, train it again") for value in (5, 999)],
+    *[("format", value, f"format {value}, not 7: another version, train it again") for value in (6, 999)],
     ("config.shiny", True, "unknown configuration field shiny: written by another version"),
     *[("thresholds.plus", value, "must be|configuration") for value in (math.nan, 10**400, "0.5", None)],
     *[("thresholds", value, "configuration") for value in (None, 0.5, [], {})],
