@@ -75,10 +75,12 @@ class Detector:
         """The networks' own outputs, on their device, of images uint8 (B, 3, S, S): ModelOutput, and
         PlusOutput or None."""
         with autocast(self.device, self.config.precision):
-            images = unit_range(images, self.device)
-            features = self.model.teacher(images)
-            output = self.model.of_features(images, features)
-            return output, None if self.plus is None else self.plus(output.fused, features)
+            return self._output(unit_range(images, self.device))
+
+    def _output(self, images: Tensor):
+        features = self.model.teacher(images)
+        output = self.model.of_features(images, features)
+        return output, None if self.plus is None else self.plus(output.fused, features)
 
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, S, S), S = image_size -> smoothed maps (B, S, S) and image scores (B,), by name
@@ -90,7 +92,14 @@ class Detector:
     @torch.inference_mode()
     def device_maps(self, images: Tensor):
         """What `maps` returns, all of it on the model's device, which may still be computing it."""
-        outputs = output, plus = self.output(images)
+        return self._scored(self.output(images))
+
+    def maps_of(self, images: Tensor):
+        """What `device_maps` returns, of images in [0, 1], float32 (B, 3, S, S): for `export`."""
+        return self._scored(self._output(images))
+
+    def _scored(self, outputs):
+        output, plus = outputs
         maps = full_size_maps(output, self.config)
         if plus is not None:
             from .plus.fusion import plus_maps
@@ -139,6 +148,19 @@ class Detector:
                     tuple(image.shape[1:]),
                     Path(source) if isinstance(source, str | Path) else None,
                 )
+
+    def read(self, source, most: int | None = None) -> Tensor:
+        """The first images of what `predict` takes, uint8 (N, 3, S, S)."""
+        if isinstance(source, str | Path) and os.path.isdir(source):
+            source = open_folder(source, recursive=True)
+        sources = source if isinstance(source, list | tuple) else [source]
+        return torch.stack([read_image(image, self.config.image_size) for image in sources[:most]])
+
+    def export(self, path: str | Path, images, batch: int | None = None) -> float:
+        """Write the detector as .onnx or .pt2, see `export.export_detector`."""
+        from .export import export_detector
+
+        return export_detector(self, path, images, batch)
 
     def save(self, folder: str | Path) -> Path:
         """Write model.safetensors (teacher included, so that loading needs no network) and config.json, which

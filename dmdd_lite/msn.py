@@ -147,7 +147,8 @@ def relative_logarithms(maps: Features, floor: float = FLOOR) -> tuple[Tensor, .
 def lower_quartile(maps: Tensor) -> Tensor:
     """Of maps (B, H, W), (B, 1, 1): the least value that a quarter of the pixels do not exceed."""
     flat = maps.flatten(1)
-    return flat.kthvalue(-(-flat.shape[1] // 4), dim=1).values[:, None, None]
+    lowest = flat.topk(-(-flat.shape[1] // 4), dim=1, largest=False, sorted=False).values  # ONNX has topk
+    return lowest.amax(1)[:, None, None]
 
 
 def fuse(logits: Tensor, plain: Tensor, plain_weight: float) -> Tensor:
