@@ -2,7 +2,7 @@
 
 Input `images`: uint8 (B, S, S, 3), RGB, resized to the S of the configuration with an antialiased bilinear
 filter, as Pillow's `resize` is. Outputs: `score` (B,) and `map` (B, S, S) of the map that decides, float32.
-The metadata, a JSON text named `dmdd_lite`, holds threshold, map_name, image_size and the configuration. [ours]
+The metadata, a JSON text named `dmdd_lite`, holds threshold, map_name, image_size and configuration. [ours]
 """
 
 import copy
