@@ -3,12 +3,16 @@
 import argparse
 import contextlib
 import json
+import os
 from pathlib import Path
 
 from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
+from ..data.fingerprints import Fingerprint, changes, digest, hash_category, hash_files
 from ..data.images import DataError
 from ..data.layout import open_category, open_folder
+from ..data.samples import samples_root
+from ..data.training import draw_files
 from ..evaluation import collect_results
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
@@ -102,6 +106,8 @@ def _extra(pairs: list[str], known: dict, problems: list[str]) -> dict:
 def problems_of(jobs: list[Job]) -> list[str]:
     """What the machine that this runs on lacks for the jobs: data, textures, the device, the teacher, whose
     weights are fetched here once."""
+    if not jobs:
+        return []
     one, config = jobs[0].parameters, jobs[0].config()
     checks = [
         (open_category, one["data_root"], c) for c in dict.fromkeys(j.parameters["category"] for j in jobs)
@@ -118,13 +124,52 @@ def problems_of(jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def unfinished(jobs: list[Job]) -> list[Job]:
-    """The jobs without a result. Raises CannotStart if a result was made with other settings, or the folder
-    holds a file that is no result, or cannot be written to."""
-    left, problems = [], []
+def stale(done: list[tuple[Job, dict]]) -> list[str]:
+    """Which results, jobs with the `files` of their results, were made from other files or weights than this
+    machine has now. Weights from the hub are not fetched to be compared."""
+    problems, categories, teachers = [], {}, {}
+    for job, before in done:
+        try:
+            changed = changes(before, _present(job, categories, teachers))
+        except (DataError, TeacherError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        told = f"was made from other files ({'; '.join(changed)})"
+        if changed or not before:
+            told = told if before else "does not tell from which files it was made"
+            remedy = f"delete it and the folder {job.name} beside it, or choose another --results folder"
+            problems.append(f"{job.result} {told}; {remedy}")
+    return list(dict.fromkeys(problems))
+
+
+def _present(job: Job, categories: dict, teachers: dict) -> Fingerprint:
+    """What the job would be made from now. What is known of categories and teachers is kept in the dicts."""
+    config, textures = job.config(), job.parameters["texture_root"]
+    place = (job.parameters["data_root"] or samples_root(), job.parameters["category"])
+    if place not in categories:
+        categories[place] = hash_category(open_category(*place, check_files=False))
+    found = dict(categories[place])
+    _, drawn = draw_files(config, len(found["images"]), textures)
+    found["textures"] = digest(hash_files(drawn, textures))
+    weights = config.teacher_weights
+    if os.path.isfile(weights):
+        if weights not in teachers:
+            teachers[weights] = build_teacher(config.teacher, weights, config.teacher_options).sha256
+        found["teacher"] = teachers[weights]
+    return found
+
+
+def unfinished(jobs: list[Job]) -> tuple[list[Job], list[tuple[Job, dict]]]:
+    """The jobs without a result, and those with one, each with the hashes of the files that it was made from,
+    for `stale`. Raises CannotStart if a result was made with other settings, or the folder holds a file that
+    is no result, or cannot be written to."""
+    left, done, problems = [], [], []
     for job in jobs:
         try:
-            left += [] if finished(job) else [job]
+            if values := finished(job):
+                done.append((job, values.get("files", {})))
+            else:
+                left.append(job)
         except ValueError as error:
             problems.append(str(error))
     folder = jobs[0].parameters["results_dir"]
@@ -136,4 +181,4 @@ def unfinished(jobs: list[Job]) -> list[Job]:
         problems.append(f"{problem}; choose another --results folder")
     if problems:
         raise CannotStart(problems)
-    return left
+    return left, done
