@@ -3,6 +3,7 @@
 import gc
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .config import MVTEC_CATEGORIES, Config, published_iterations
-from .data.fingerprints import Hashes, changes, digest, hash_category
+from .data.fingerprints import Hashes, changes, digest, digests, hash_category
 from .data.images import load_images
 from .data.layout import Category, load_masks
 from .detector import Detector, DetectorError, map_names
@@ -75,7 +76,7 @@ def evaluate(
             )
     labels = np.asarray(category.labels)
     found = {
-        name: evaluate_maps(maps[name], masks, scores[name], labels, detector.thresholds[name])
+        name: evaluate_maps(maps[name], masks, scores[name], labels, detector.thresholds.get(name))
         for name in maps
     }
     metrics = {name: {key: values[key] for key in METRICS} for name, values in found.items()}
@@ -120,7 +121,8 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
     Raises ValueError if the detector was trained on other images than the category now has.
     """
     config, name, made_from = detector.config, evaluation.category.name, detector.made_from
-    if made_from and made_from["images"] != digest(evaluation.files["images"]):
+    known = made_from.get("images")
+    if known and evaluation.files and known != digest(evaluation.files["images"]):
         raise ValueError(f"{name}: the training images are not those of the detector; train it again")
     values = {
         "category": name,
@@ -150,15 +152,15 @@ def decisions_of(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     return {of: {key: None if np.isnan(v) else v for key, v in values.items()} for of, values in found}
 
 
-def collect_results(results_dir: str | Path) -> pd.DataFrame:
+def collect_results(results_dir: str | Path, planned: Sequence[tuple[str, Config]] = ()) -> pd.DataFrame:
     """All result files of a folder, one row per category, seed and map: category, seed, map, the metrics,
-    seconds, file.
+    seconds, file. planned: categories and configurations of runs whose results are to follow.
 
-    Raises ValueError naming a file that is not a result, or two whose mean would mean nothing: of other
-    settings (another seed is none, nor are the published iterations of each category), another teacher, or,
-    of one category, other files.
+    Raises ValueError naming a file that is not a result, or two, planned ones included, whose mean would mean
+    nothing: of other settings (another seed is none, nor are the published iterations of each category),
+    another teacher, or, of one category, other files.
     """
-    rows, kinds = [], {}
+    rows, found = [], []
     for path in sorted(Path(results_dir).glob("*_seed*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -169,18 +171,17 @@ def collect_results(results_dir: str | Path) -> pd.DataFrame:
             made = _Made(
                 path, values["category"], Config.from_dict(values["config"]), values.get("files", {})
             )
-            for other in kinds.values():
-                _check_averaged(other, made)
-        except _Mixed:
-            raise
+            digests(made.files)
+            found.append(made)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+    found += [_Made(result_path(results_dir, name, c.seed), name, c, {}) for name, c in planned]
+    kinds: dict[str, _Made] = {}  # the first of each category
+    for made in found:
+        for other in kinds.values():
+            _check_averaged(other, made)
         kinds.setdefault(made.category, made)
     return pd.DataFrame(rows, columns=["category", "seed", "map", *METRICS, "seconds", "file"])
-
-
-class _Mixed(ValueError):
-    """Two results that no mean may hold."""
 
 
 class _Made(NamedTuple):
@@ -193,7 +194,7 @@ class _Made(NamedTuple):
 
 
 def _check_averaged(one: _Made, other: _Made):
-    """Raises _Mixed."""
+    """Raises ValueError, naming what differs, for two results that no mean may hold."""
     budgets = [made.config.iterations == published_iterations(made.category) for made in (one, other)]
     iterations = {"iterations": one.config.iterations} if all(budgets) else {}
     first, second = (
@@ -203,7 +204,7 @@ def _check_averaged(one: _Made, other: _Made):
     compared = ("teacher", *(("images", "test", "masks") if one.category == other.category else ()))
     files = {kind: other.files[kind] for kind in compared if kind in one.files and kind in other.files}
     if changed := [*differences(first, second), *changes(one.files, files)]:
-        raise _Mixed(
+        raise ValueError(
             f"{other.path} is no run of the same kind as {one.path.name} ({'; '.join(changed)}), so that "
             "their mean would mean nothing; move one of them away or use a folder for each"
         )

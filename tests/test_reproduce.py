@@ -104,6 +104,10 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     assert f"{job.result} was made with other settings ({changes})" in told
     assert "choose another --results folder" in told
     assert other.result.name not in told
+    other.result.unlink()
+    assert main(arguments(nuts, tmp_path / "out", categories=("bolt",))) == 2  # it would be averaged with nut
+    told = capsys.readouterr().err
+    assert f"{other.result} is no run of the same kind as nut_seed0.json ({changes})" in told
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": {"epochs": 3}}'])
@@ -131,20 +135,28 @@ def give_other_textures(nuts, tmp_path):
     return "the textures differ"
 
 
+def exchange_training_images(nuts, tmp_path):
+    """Seen where the planned seed, 1, is to be averaged with the one that is there."""
+    shutil.copy(nuts / "nut/train/good/000.png", nuts / "nut/train/good/001.png")
+    return "the training images differ: 1 of 3 changed, the first nut/train/good/001.png"
+
+
 def forget_files(nuts, tmp_path):
     path = tmp_path / "out/nut_seed0.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "files": {}}))
     return "does not tell from which files it was made"
 
 
-@pytest.mark.parametrize(
-    "change", [replace_mask, exchange_test_images, give_other_textures, forget_files, None]
-)
+OTHER = (replace_mask, exchange_test_images, exchange_training_images, give_other_textures, forget_files)
+
+
+@pytest.mark.parametrize("change", [*OTHER, None])
 def test_a_result_of_other_files_is_refused_though_all_is_finished(nuts, tmp_path, capsys, change):
     for job in planned(nuts, tmp_path):
         write_result_of(job)
     told = change and change(nuts, tmp_path)
     more = ["--textures", str(tmp_path / "textures")] if (tmp_path / "textures").exists() else []
+    more += ["--seeds", "1"] if change is exchange_training_images else []
     assert main(arguments(nuts, tmp_path / "out", *more, categories=("nut", "bolt"))) == (2 if told else 0)
     if told:
         told = "nut_seed0.json " + (told if change is forget_files else f"was made from other files ({told})")

@@ -34,7 +34,7 @@ def reproduce(options: argparse.Namespace) -> dict[str, str]:
     """All of it; the failures by name. Raises CannotStart, and OSError if the table cannot be written."""
     jobs = plan(options)
     (left, done), folder = unfinished(jobs), Path(jobs[0].parameters["results_dir"])
-    print(f"{len(jobs)} runs, {len(done)} finished before; logs in {folder / 'logs'}", flush=True)
+    print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished before; logs in {folder / 'logs'}", flush=True)
     failed = work(options, left, done)
     print(f"\n{conclude(folder, failed)}")
     return failed

@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
+
+import pandas as pd
 
 from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
@@ -160,25 +163,42 @@ def _present(job: Job, categories: dict, teachers: dict) -> Fingerprint:
 
 
 def unfinished(jobs: list[Job]) -> tuple[list[Job], list[tuple[Job, dict]]]:
-    """The jobs without a result, and those with one, each with the hashes of the files that it was made from,
-    for `stale`. Raises CannotStart if a result was made with other settings, or the folder holds a file that
-    is no result, or cannot be written to."""
-    left, done, problems = [], [], []
-    for job in jobs:
+    """The jobs without a result; and for `stale` those with one and runs of other seeds that are averaged
+    with them, each with the hashes of the files that it was made from.
+
+    Raises CannotStart if a result was made with other settings, or the folder holds a file that is no result,
+    or cannot be written to.
+    """
+    left, done, problems, folder = [], [], [], jobs[0].parameters["results_dir"]
+    others, spoilt = [], []
+    try:
+        results = collect_results(folder, [(job.parameters["category"], job.config()) for job in jobs])
+        others = _other_seeds(jobs, results)
+    except ValueError as error:  # of what would spoil the table at the end
+        spoilt = [str(error)]
+    for job in [*jobs, *others]:
         try:
             if values := finished(job):
                 done.append((job, values.get("files", {})))
-            else:
+            elif job in jobs:
                 left.append(job)
         except ValueError as error:
             problems.append(str(error))
-    folder = jobs[0].parameters["results_dir"]
-    try:
-        collect_results(folder)
-    except ValueError as error:  # of a file that would spoil the table at the end
-        problems = problems or [str(error)]
+    problems = problems or spoilt
     if left and (problem := writing_problem(folder)):
         problems.append(f"{problem}; choose another --results folder")
     if problems:
         raise CannotStart(problems)
     return left, done
+
+
+def _other_seeds(jobs: list[Job], results: pd.DataFrame) -> list[Job]:
+    """The jobs of further seeds that the folder has results of."""
+    first = {job.parameters["category"]: job for job in reversed(jobs)}
+    planned = {(job.parameters["category"], job.parameters["seed"]) for job in jobs}
+    there = set(zip(results["category"], results["seed"], strict=True)) - planned
+    return [
+        dataclasses.replace(first[category], parameters={**first[category].parameters, "seed": int(seed)})
+        for category, seed in sorted(there)
+        if category in first
+    ]

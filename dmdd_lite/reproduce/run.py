@@ -48,7 +48,7 @@ def exit_status(command: Callable[[], dict]) -> int:
     except CannotStart as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:  # of the table: each run has written its own result
+    except (OSError, ValueError) as error:  # of the table: each run has written its own result
         print(f"failed: {error}; correct that, then the same command continues", file=sys.stderr)
         return 1
 
