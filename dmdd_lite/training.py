@@ -268,6 +268,7 @@ def train(
         trainer = Trainer(config, build_model(config, teacher), data)
         if state:
             restore(folder / CHECKPOINT, state, trainer)
+            state = None  # as large as the networks and their optimizers
             print(f"{folder}: resumes from iteration {trainer.iteration}")
         run(trainer, folder and folder / CHECKPOINT, checkpoint_every, progress, watch)
         detector = finish(trainer.model, data)
