@@ -48,7 +48,10 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_p
     build = "from setuptools.build_meta import *; import sys; build_wheel(sys.argv[1])"
     python(build, tmp_path, cwd=source, stderr=subprocess.DEVNULL)
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
-    told = "from dmdd_lite.reproduce.notebook import REPRODUCTION; print(REPRODUCTION, end='')"
+    told = (
+        "import dmdd_lite.explorer, dmdd_lite.course.plots, dmdd_lite.training, dmdd_lite.plus.fusion;"
+        "from dmdd_lite.reproduce.notebook import REPRODUCTION; print(REPRODUCTION, end='')"
+    )
     notebook = Path(python(told, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}))
     assert notebook.is_relative_to(installed)
     assert notebook.read_bytes() == (CHECKOUT / "notebooks" / notebook.name).read_bytes()

@@ -17,7 +17,9 @@ def conclude(folder: Path, failed: dict[str, str]) -> str:
         text = report(folder, results) + "\n\n![by category](figures/05_baselines.png)\n"
         write_atomically(folder / "results.md", lambda path: path.write_text(text, encoding="utf-8"))
         save_figure(plot_baselines(results), folder / "figures" / "05_baselines.png")
-        told += ["fused map, percent, mean ± std over seeds:", "", table(results, "fused"), ""]
+        for of, name in (("fused", "DMDD (map fused)"), ("plus", "DMDD+ (map plus)")):
+            if of in set(results["map"]):
+                told += [f"{name}, percent, mean ± std over seeds:", "", table(results, of), ""]
         told += [f"beside the paper and baselines: {folder}/results.md, figures/05_baselines.png"]
     if failed:
         told += ["", f"{len(failed)} runs failed; the same command tries them again:"]
