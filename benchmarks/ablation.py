@@ -29,7 +29,7 @@ from refit import refit
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.evaluation import PROTOCOL, evaluate
+from dmdd_lite.evaluation import PROTOCOL, decisions_of, evaluate
 from dmdd_lite.training import Training, train
 from dmdd_lite.utils import describe, resolve_device, write_json
 
@@ -61,7 +61,8 @@ class Job(NamedTuple):
     def settings(self, row: str) -> dict:
         """What a result depends on, apart from its configuration."""
         data = {"data": self.data.name, "category": self.data.category}
-        return {"row": row, **data, "textures": ["folder", Path(self.options.textures).name]}
+        files = grid.files_of(self.data)
+        return {"row": row, **data, "textures": ["folder", Path(self.options.textures).name], "files": files}
 
 
 def plan(options: argparse.Namespace, base: Config) -> list[Job]:
@@ -83,7 +84,7 @@ def plan(options: argparse.Namespace, base: Config) -> list[Job]:
 
 
 def open_rows(job: Job) -> list[str]:
-    """The rows that have no result yet. Raises CannotStart for a result of other settings."""
+    """The rows that have no result yet. Raises CannotStart for a result of other settings or files."""
 
     def settings(row):
         return {**job.settings(row), "config": job.rows[row].to_dict()}
@@ -129,6 +130,7 @@ def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
         "seed": job.seed,
         "protocol": PROTOCOL,
         "metrics": evaluation.metrics,
+        "decisions": decisions_of(evaluation),
         "zones": grid.zone_recalls(evaluation.maps, evaluation.masks),
         "seconds": round(made.seconds, 1),
         "images_per_second": round(evaluation.images_per_second, 2),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 from ablation_rows import BY_NAME, FULL
+from grid import setting_changes
 
 from dmdd_lite.config import Config
 from dmdd_lite.course.figures import save_figure
@@ -29,8 +30,9 @@ INPUTS = ("normality", "abnormality")  # what the fused map can be compared with
 
 def collect(folder: str | Path) -> pd.DataFrame:
     """All result files of a folder: a line a row, data set, seed and map, numbers as fractions of 1, in the
-    order of ROWS. Raises ValueError naming a file that is no result, or of another base configuration."""
-    lines, bases = [], []
+    order of ROWS. Raises ValueError naming a file that is no result, or of another base configuration, or
+    that differs from another seed of its row and data set in more than the seed."""
+    lines, bases, seeds = [], [], {}
     for path in sorted(Path(folder).glob("[!.]*_seed*.json")):  # hidden: a file half written
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -38,8 +40,13 @@ def collect(folder: str | Path) -> pd.DataFrame:
             for name, metrics in values["metrics"].items():
                 zones = [values["zones"][name][key] for key in ZONES]
                 lines.append([*run, name, *(metrics[key] for key in METRICS), *zones, values["seconds"]])
+            made = {key: values[key] for key in ("settings", "config", "files") if key in values}
+            first, before = seeds.setdefault((run[0], run[1]), (path, made))
+            changed = [text for text in setting_changes(before, made) if not text.startswith("seed:")]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+        if changed:
+            raise ValueError(f"{path} is of other settings than {first.name}: {'; '.join(changed)}")
         if "base" in values:  # baselines have none
             weights = Path(values["base"]["teacher_weights"]).name  # whose folder differs by machine
             bases.append(Config.from_dict({**values["base"], "teacher_weights": weights}))

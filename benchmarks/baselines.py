@@ -137,7 +137,8 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
     values = {field: config.to_dict()[field] for field in kept}
     values["teacher_weights"] = Path(config.teacher_weights).name
     values |= {option: getattr(options, option) for option in BASELINES[name][2]}
-    return {"row": name, "data": data.name, "category": data.category, "settings": values}
+    data_set = {"data": data.name, "category": data.category, "files": grid.files_of(data)}
+    return {"row": name, **data_set, "settings": values}
 
 
 def run_baseline(name: str, data: Data, config: Config, options) -> dict:

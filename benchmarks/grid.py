@@ -2,6 +2,7 @@
 made once, each with what it depends on."""
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import numpy as np
 from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.config import Config
 from dmdd_lite.course.zones import zone_table
+from dmdd_lite.data.fingerprints import changes, digests, hash_category
 from dmdd_lite.data.images import DataError
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.teacher import build_teacher
@@ -70,21 +72,34 @@ def run_name(row: str, data: str, seed: int) -> str:
     return f"{row}_{data}_seed{seed}"
 
 
+@functools.cache
+def files_of(data: Data) -> dict[str, str]:
+    """A hash each of the training images, the test images and the masks. Raises DataError."""
+    return digests(hash_category(open_category(data.root, data.category, check_files=False)))
+
+
 def read_values(path: Path, settings: dict) -> dict | None:
     """A result; None if there is none yet. Raises CannotStart, naming what differs, if it was made with other
-    settings, or if it is no result."""
+    settings or from other files, or if it is no result."""
     if not path.exists():
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        before, now = _flat(values), _flat(settings)
-        changed = [f"{k}: {before[k]!r} -> {v!r}" for k, v in now.items() if before[k] != v]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        changed = setting_changes(values, settings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CannotStart(f"{path} is not a result file ({error!r}); move it away") from error
     if changed:
         told = f"{path} was made with other settings ({'; '.join(changed)})"
         raise CannotStart(f"{told}; delete it or choose another --out")
     return values
+
+
+def setting_changes(before: dict, now: dict) -> list[str]:
+    """What a result depends on `now` and did not so before, as 'name: a -> b' and `fingerprints.changes`."""
+    one, other = _flat(before), _flat(now)
+    files = other.pop("files", {})
+    changed = [f"{name}: {one[name]!r} -> {value!r}" for name, value in other.items() if one[name] != value]
+    return [*changed, *changes(one["files"] if files else {}, files)]
 
 
 def _flat(values: dict) -> dict:

@@ -138,7 +138,8 @@ def rescored(detector, config):
     model = copy.copy(detector.model)  # which shares its networks
     model.config = config
     thresholds = {name: detector.thresholds[name] for name in map_names(config)}
-    return Detector(model, config.plus and detector.plus, thresholds)
+    known = (detector.held_out, detector.made_from)
+    return Detector(model, config.plus and detector.plus, thresholds, *known)
 
 
 def read_fields(texts: list[str]) -> dict:

@@ -79,7 +79,7 @@ def complete(options: argparse.Namespace) -> list[dict]:
         for data in options.data:
             config, path = base.replace(seed=seed), options.out / f"{data.name}_seed{seed}.json"
             settings = {"data": data.name, "category": data.category, "textures": options.textures}
-            settings |= {"every": every, "config": config.to_dict()}
+            settings |= {"every": every, "config": config.to_dict(), "files": grid.files_of(data)}
             if grid.read_values(path, settings) is None:
                 write_json(path, {**settings, **execute(data, config, every, options)})
             results.append(grid.read_values(path, settings))

@@ -11,6 +11,7 @@ import torch
 
 from .backbones.weights import load_plain
 from .config import Config
+from .data.fingerprints import Fingerprint, changes, digests
 from .detector import Detector
 from .options import differences
 from .utils import locked, write_atomically, write_json, writing_problem
@@ -69,11 +70,9 @@ def room(iteration: int):
         raise TrainingError(f"{error}; free disk space, then the same call {where}") from error
 
 
-def check_same(found: Config, config: Config, data: str, fingerprint: str):
-    changed = differences(found, config)
-    if data != fingerprint:
-        changed.append("the training or texture images differ")
-    if changed:
+def check_same(found: Config, config: Config, before: Fingerprint, made_from: Fingerprint):
+    """Raises TrainingError, naming what differs, for another configuration or other files or weights."""
+    if changed := [*differences(found, config), *changes(before, made_from)]:
         raise TrainingError(f"it is of another run ({'; '.join(changed)})")
 
 
@@ -88,10 +87,29 @@ def save_checkpoint(path: Path, trainer, saved: int):
         write_atomically(path, write)
 
 
-def load_checkpoint(path: Path, trainer):
-    """Raises TrainingError naming the file if it is broken or of another run."""
+def read_checkpoint(path: Path, config: Config, made_from: Fingerprint) -> dict | None:
+    """The state of an interrupted run, on the CPU; None if there is none. Raises TrainingError naming the
+    file if it is broken or of another version, configuration or data."""
+    if not path.exists():
+        return None
+    with _usable(path):
+        state = load_plain(path)
+        if state.get("format") != FORMAT:
+            raise TrainingError("the checkpoint is of another version of dmdd-lite, train again")
+        check_same(Config.from_dict(state["config"]), config, state["made_from"], made_from)
+        return state
+
+
+def restore(path: Path, state: dict, trainer):
+    """Raises TrainingError naming the file if its state does not fit the trainer."""
+    with _usable(path):
+        trainer.restore(state)
+
+
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
     try:
-        trainer.restore(load_plain(path, trainer.device))
+        yield
     except TrainingError as error:
         raise TrainingError(f"{path}: {error}; delete it or use another output folder") from error
     except (MemoryError, torch.OutOfMemoryError):  # of the machine, not of the file
@@ -107,7 +125,7 @@ def save_finished(folder: Path, detector: Detector, trainer):
     history = [[None if math.isnan(value) else value for value in row] for row in trainer.history]
     record = {
         "format": FORMAT,
-        "data": trainer.data.fingerprint,
+        "made_from": trainer.made_from,
         "seconds": trainer.seconds,
         "history": history,
     }
@@ -117,26 +135,29 @@ def save_finished(folder: Path, detector: Detector, trainer):
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def load_finished(folder: Path | None, config: Config, fingerprint: str, device):
+def load_finished(folder: Path, config: Config, made_from: Fingerprint, device):
     """Detector, history and seconds of the finished run in `folder`, or None if there is none.
 
-    Raises TrainingError if it is of another configuration or other images, or its record is broken;
-    DetectorError if its detector is.
+    Raises TrainingError if it is of another configuration, other files or another teacher, or its record is
+    broken or not its detector's; DetectorError if its detector is broken.
     """
-    if folder is None or not (folder / RECORD).exists():
+    if not (folder / RECORD).exists():
         return None
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise TrainingError(f"{folder} was trained by another version of dmdd-lite; delete it")
-        data, seconds = record["data"], float(record["seconds"])
+        before, seconds = record["made_from"], float(record["seconds"])
+        known = digests(before)
         history = [[math.nan if value is None else value for value in row] for row in record["history"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{path} is not a training's record ({error!r}); delete {folder}") from error
     detector = Detector.load(folder / DETECTOR, device)
+    if detector.made_from != known:
+        raise TrainingError(f"{path} and {folder / DETECTOR} are of different trainings; delete {folder}")
     try:
-        check_same(detector.config, config, data, fingerprint)
+        check_same(detector.config, config, before, made_from)
     except TrainingError as error:
         raise TrainingError(f"{folder}: {error}; delete it or use another output folder") from error
     (folder / CHECKPOINT).unlink(missing_ok=True)  # left by a run that was killed when all else was done

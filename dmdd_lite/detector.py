@@ -1,6 +1,5 @@
 """A trained detector: load, predict, save. DMDD decides alone, or DMDD+ where it was fitted."""
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .backbones.weights import WeightsError, misfits, read_tensors
 from .config import Config
+from .data.fingerprints import sha256
 from .data.images import DataError, read_image, unit_range
 from .data.layout import open_folder
 from .model import DMDD, build_model, full_size_maps, image_scores
@@ -44,13 +44,23 @@ def decisive_map(config: Config) -> str:
 
 class Detector:
     """Finds and outlines defects. model: the trained DMDD; plus: DMDD+ or None; thresholds: by map name,
-    they separate good from anomalous image scores."""
+    they separate good from anomalous image scores; held_out: number of the good images that gave them, 0 if
+    none did; made_from: a hash each of training images, textures and teacher, see `data.fingerprints`, empty
+    if it was not trained."""
 
-    def __init__(self, model: DMDD, plus=None, thresholds: dict[str, float] | None = None):
+    def __init__(
+        self,
+        model: DMDD,
+        plus=None,
+        thresholds: dict[str, float] | None = None,
+        held_out: int = 0,
+        made_from: dict[str, str] | None = None,
+    ):
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.plus = None if plus is None else plus.eval()
         self.config = model.config
         self.thresholds = thresholds or dict.fromkeys(map_names(self.config), 0.5)
+        self.held_out, self.made_from = held_out, made_from or {}
 
     @property
     def device(self) -> torch.device:
@@ -61,10 +71,22 @@ class Detector:
         """Of the map that decides."""
         return self.thresholds[decisive_map(self.config)]
 
+    @property
+    def expectation(self) -> str:
+        """What the thresholds promise, in one sentence."""
+        images = f"{self.held_out} held-out good image{'s' * (self.held_out != 1)}"
+        return (
+            f"threshold from {images}: expect about 1 false alarm in {self.held_out + 1} good images; "
+            "raise holdout or add good images for fewer"
+        )
+
     @classmethod
-    def calibrated(cls, model: DMDD, plus, good: Tensor) -> "Detector":
-        """Thresholds = the highest scores of held-out good images, uint8 (N, 3, S, S). [ours]"""
-        detector = cls(model, plus)
+    def calibrated(
+        cls, model: DMDD, plus, good: Tensor, made_from: dict[str, str] | None = None
+    ) -> "Detector":
+        """Thresholds = the highest scores of held-out good images, uint8 (N, 3, S, S). [ours] A further good
+        image exceeds the highest of N about once in N + 1 times."""
+        detector = cls(model, plus, None, len(good), made_from)
         found = [detector.device_maps(batch)[1] for batch in good.split(8)]
         names = map_names(model.config)
         detector.thresholds = {n: torch.cat([s[n] for s in found]).cpu().double().max().item() for n in names}
@@ -168,8 +190,15 @@ class Detector:
         folder = Path(folder)
         state = {name: t.detach().cpu().contiguous() for name, t in self._networks().state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-        settings = {"format": FORMAT, "thresholds": self.thresholds, "config": self.config.to_dict()}
-        write_json(folder / SETTINGS, {**settings, "sha256": _sha256(folder / WEIGHTS)})
+        settings = {
+            "format": FORMAT,
+            "thresholds": self.thresholds,
+            "held_out": self.held_out,
+            "config": self.config.to_dict(),
+            "made_from": self.made_from,
+            "sha256": sha256(folder / WEIGHTS),
+        }
+        write_json(folder / SETTINGS, settings)
         return folder
 
     def _networks(self) -> torch.nn.ModuleDict:
@@ -181,7 +210,7 @@ class Detector:
         """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
         `teacher_weights` of its configuration. Raises DetectorError naming the problem."""
         folder, place = Path(folder), resolve_device(device)
-        config, thresholds, sha256 = _read_settings(folder)
+        config, settings = _read_settings(folder)
         try:
             state = read_tensors(folder / WEIGHTS)
         except WeightsError as error:
@@ -197,15 +226,17 @@ class Detector:
                 f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {wrong}; both files must come from "
                 "the same training"
             )
-        if sha256 != _sha256(folder / WEIGHTS):
+        if settings["sha256"] != sha256(folder / WEIGHTS):
             raise DetectorError(
                 f"{folder / WEIGHTS} is not the file that {folder / SETTINGS} was written for; both files "
                 "must come from the same training: copy both or train it again"
             )
         detector = _build(config, teacher)
         detector._networks().load_state_dict(state)
+        made_from = settings["made_from"]
+        teacher.sha256 = made_from.get("teacher", "")
         plus = None if detector.plus is None else detector.plus.to(place)
-        return cls(detector.model.to(place), plus, thresholds)
+        return cls(detector.model.to(place), plus, settings["thresholds"], settings["held_out"], made_from)
 
 
 def _build(config: Config, teacher) -> Detector:
@@ -216,10 +247,6 @@ def _build(config: Config, teacher) -> Detector:
 
         plus = Plus(config, teacher.info)
     return Detector(build_model(config, teacher), plus)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()  # hashlib.file_digest needs Python 3.11
 
 
 def _read(source, place: int, count: int) -> Tensor:
@@ -233,8 +260,8 @@ def _read(source, place: int, count: int) -> Tensor:
         raise kind(f"image {place} of {count}: {error}") from error
 
 
-def _read_settings(folder: Path) -> tuple[Config, dict[str, float], str]:
-    """Configuration, thresholds, and the SHA-256 of the weights. Raises DetectorError."""
+def _read_settings(folder: Path) -> tuple[Config, dict]:
+    """Configuration, and what else `Detector.save` writes. Raises DetectorError."""
     path = folder / SETTINGS
     if not path.is_file():  # nor a pipe or a device, which may never end
         raise DetectorError(f"{path} does not exist; give the folder that Detector.save or train wrote")
@@ -246,7 +273,14 @@ def _read_settings(folder: Path) -> tuple[Config, dict[str, float], str]:
         numbers = [thresholds[name] for name in map_names(config)]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"thresholds must be finite numbers, got {thresholds!r}")
-        return config, dict(zip(map_names(config), map(float, numbers), strict=True)), settings["sha256"]
+        held_out, made_from = settings["held_out"], settings["made_from"]
+        if type(held_out) is not int or held_out < 0:
+            raise ValueError(f"held_out must be a number of images, got {held_out!r}")
+        if not isinstance(made_from, dict) or not all(isinstance(v, str) for v in made_from.values()):
+            raise ValueError(f"made_from must hold a hash by name, got {made_from!r}")
+        thresholds = dict(zip(map_names(config), map(float, numbers), strict=True))
+        found = {"held_out": held_out, "made_from": made_from, "sha256": settings["sha256"]}
+        return config, {"thresholds": thresholds, **found}
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -3,8 +3,10 @@
 import gc
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,13 @@ import torch
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
-from .config import MVTEC_CATEGORIES
+from .config import MVTEC_CATEGORIES, Config, published_iterations
+from .data.fingerprints import Hashes, changes, digest, digests, hash_category
 from .data.images import load_images
 from .data.layout import Category, load_masks
 from .detector import Detector, DetectorError, map_names
 from .metrics import evaluate_maps, pixel_ap, pro_curve
+from .options import differences
 from .utils import Progress, describe, peak_memory_mb, write_json
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
@@ -29,7 +33,12 @@ BATCH, GPU_BATCH = 8, 32  # images predicted at once
 @dataclass(frozen=True)
 class Evaluation:
     """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
-    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1)."""
+    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1).
+
+    decisions: per map name image_precision, image_recall and image_f1 at the detector's threshold, and
+    best_pixel_f1, see `metrics.evaluate_maps`; files: hashes of the category's images and masks, see
+    `data.fingerprints`. Both are empty where no files were read.
+    """
 
     category: Category
     images: np.ndarray
@@ -39,12 +48,14 @@ class Evaluation:
     scores: dict[str, np.ndarray]
     metrics: dict[str, dict[str, float]]
     images_per_second: float
+    decisions: dict[str, dict[str, float]] = field(default_factory=dict)
+    files: dict[str, Hashes] = field(default_factory=dict)
 
 
 def evaluate(
     detector: Detector, category: Category, batch_size: int | None = None, progress: bool = True
 ) -> Evaluation:
-    """Predict every test image and compute the five metrics of each of its maps.
+    """Predict every test image and compute the five metrics of each of its maps, and its decisions.
 
     batch_size None is 8, on a GPU 32. images_per_second counts inference with smoothing, not reading. Images,
     masks and maps stay in memory: 1.8 GB per thousand images of 256 px with six maps.
@@ -55,6 +66,7 @@ def evaluate(
     size = detector.config.image_size
     images = load_images([t.path for t in category.test], size, "reading test images" if progress else None)
     masks = load_masks(category.test, size, None).numpy()
+    files = hash_category(category)
     maps, scores, seconds = _predict(detector, images, batch_size, progress)
     for name, values in scores.items():
         if (bad := np.flatnonzero(~np.isfinite(values))).size:
@@ -63,10 +75,16 @@ def evaluate(
                 f"{len(values)} are not finite): the weights are broken, lower learning_rate and train again"
             )
     labels = np.asarray(category.labels)
-    metrics = {name: evaluate_maps(maps[name], masks, scores[name], labels) for name in maps}
-    return Evaluation(
-        category, images.numpy(), masks, labels, maps, scores, metrics, len(images) / max(seconds, 1e-9)
-    )
+    found = {
+        name: evaluate_maps(maps[name], masks, scores[name], labels, detector.thresholds.get(name))
+        for name in maps
+    }
+    metrics = {name: {key: values[key] for key in METRICS} for name, values in found.items()}
+    decisions = {
+        name: {k: v for k, v in values.items() if k not in METRICS} for name, values in found.items()
+    }
+    rate = len(images) / max(seconds, 1e-9)
+    return Evaluation(category, images.numpy(), masks, labels, maps, scores, metrics, rate, decisions, files)
 
 
 def _predict(detector: Detector, images: Tensor, batch_size: int | None, progress: bool):
@@ -96,15 +114,24 @@ def result_path(results_dir: str | Path, category: str, seed: int) -> Path:
 
 
 def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Detector, training) -> Path:
-    """Write `<category>_seed<seed>.json`: configuration, metrics.<map>.<name> as fractions of 1, cost,
-    machine, versions and protocol."""
-    config, name = detector.config, evaluation.category.name
+    """Write `<category>_seed<seed>.json`: configuration, metrics.<map>.<name> and decisions.<map>.<name> as
+    fractions of 1 (None for a precision where no image is called anomalous), cost, machine, versions,
+    protocol, and files: hashes of the training and test images, masks, textures and teacher.
+
+    Raises ValueError if the detector was trained on other images than the category now has.
+    """
+    config, name, made_from = detector.config, evaluation.category.name, detector.made_from
+    known = made_from.get("images")
+    if known and evaluation.files and known != digest(evaluation.files["images"]):
+        raise ValueError(f"{name}: the training images are not those of the detector; train it again")
     values = {
         "category": name,
         "seed": config.seed,
         "protocol": PROTOCOL,
         "metrics": evaluation.metrics,
+        "decisions": decisions_of(evaluation),
         "thresholds": detector.thresholds,
+        "held_out": detector.held_out,
         "seconds": round(training.seconds, 1),
         "images_per_second": {
             "training_pairs": round(training.pairs_per_second, 2),
@@ -114,14 +141,26 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
         **describe(detector.device),
         "images": {"train": len(evaluation.category.train), "test": len(evaluation.labels)},
         "config": config.to_dict(),
+        "files": {**made_from, **evaluation.files},
     }
     return write_json(result_path(results_dir, name, config.seed), values)
 
 
-def collect_results(results_dir: str | Path) -> pd.DataFrame:
+def decisions_of(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+    """The decisions as JSON takes them: None instead of NaN."""
+    found = evaluation.decisions.items()
+    return {of: {key: None if np.isnan(v) else v for key, v in values.items()} for of, values in found}
+
+
+def collect_results(results_dir: str | Path, planned: Sequence[tuple[str, Config]] = ()) -> pd.DataFrame:
     """All result files of a folder, one row per category, seed and map: category, seed, map, the metrics,
-    seconds, file. Raises ValueError naming a file that is not a result."""
-    rows = []
+    seconds, file. planned: categories and configurations of runs whose results are to follow.
+
+    Raises ValueError naming a file that is not a result, or two, planned ones included, whose mean would mean
+    nothing: of other settings (another seed is none, nor are the published iterations of each category),
+    another teacher, or, of one category, other files.
+    """
+    rows, found = [], []
     for path in sorted(Path(results_dir).glob("*_seed*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -129,9 +168,46 @@ def collect_results(results_dir: str | Path) -> pd.DataFrame:
             for name, metrics in values["metrics"].items():
                 row = common | {"map": name} | {key: metrics[key] for key in METRICS}
                 rows.append(row | {"seconds": values["seconds"], "file": path.name})
+            made = _Made(
+                path, values["category"], Config.from_dict(values["config"]), values.get("files", {})
+            )
+            digests(made.files)
+            found.append(made)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
+    found += [_Made(result_path(results_dir, name, c.seed), name, c, {}) for name, c in planned]
+    kinds: dict[str, _Made] = {}  # the first of each category
+    for made in found:
+        for other in kinds.values():
+            _check_averaged(other, made)
+        kinds.setdefault(made.category, made)
     return pd.DataFrame(rows, columns=["category", "seed", "map", *METRICS, "seconds", "file"])
+
+
+class _Made(NamedTuple):
+    """How a result was made."""
+
+    path: Path
+    category: str
+    config: Config
+    files: dict
+
+
+def _check_averaged(one: _Made, other: _Made):
+    """Raises ValueError, naming what differs, for two results that no mean may hold."""
+    budgets = [made.config.iterations == published_iterations(made.category) for made in (one, other)]
+    iterations = {"iterations": one.config.iterations} if all(budgets) else {}
+    first, second = (
+        made.config.replace(seed=0, teacher_weights=Path(made.config.teacher_weights).name, **changed)
+        for made, changed in ((one, {}), (other, iterations))
+    )
+    compared = ("teacher", *(("images", "test", "masks") if one.category == other.category else ()))
+    files = {kind: other.files[kind] for kind in compared if kind in one.files and kind in other.files}
+    if changed := [*differences(first, second), *changes(one.files, files)]:
+        raise ValueError(
+            f"{other.path} is no run of the same kind as {one.path.name} ({'; '.join(changed)}), so that "
+            "their mean would mean nothing; move one of them away or use a folder for each"
+        )
 
 
 def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:

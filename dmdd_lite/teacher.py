@@ -24,6 +24,7 @@ from .backbones.networks import (
     read_weights,
     resolve_teacher,
 )
+from .backbones.weights import tensors_sha256
 
 
 class FeatureInfo(NamedTuple):
@@ -40,10 +41,13 @@ class Teacher(nn.Module):
     forward: images (B, 3, H, W), RGB in [0, 1] -> three features (B, C_k, H / s_k, W / s_k), s = 4, 8, 16.
     The normalisation with mean and std happens inside. Where all features of the network are rectified, they
     are standardised per channel, see `standardise`. Batch norms are folded into the convolutions.
+
+    sha256: of the weights as they were loaded; "random" for untrained ones, which the configuration tells.
     """
 
-    def __init__(self, network: nn.Module, mean, std):
+    def __init__(self, network: nn.Module, mean, std, sha256: str = "random"):
         super().__init__()
+        self.sha256 = sha256
         probe = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         self.network = fold_batch_norms(network.eval().requires_grad_(False), probe)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -130,9 +134,10 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
     config = timm.data.resolve_data_config(model=network)
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         _check_colour(key, colours[key], least)
+    sha256 = "random" if weights == "random" else tensors_sha256(network.state_dict())
     if weights == "random":
         _calibrate_batch_norm(network, seed)
-    teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"])
+    teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"], sha256)
     if teacher.info.strides != STRIDES:
         raise TeacherError(
             f"teacher {name!r} gives features of strides {teacher.info.strides}, DMDD needs {STRIDES}; "

@@ -14,15 +14,16 @@ from .checkpoints import (
     CHECKPOINT,
     FORMAT,
     TrainingError,
-    check_same,
-    load_checkpoint,
     load_finished,
     own_folder,
+    read_checkpoint,
+    restore,
     save_checkpoint,
     save_finished,
 )
 from .config import Config
 from .data.features import TrainingFeatures
+from .data.fingerprints import Fingerprint, digests
 from .data.training import TrainingData, load_training_data
 from .detector import Detector
 from .history import Losses, check_weights, described, read_losses, remedy
@@ -30,7 +31,7 @@ from .losses import Features, aim_loss, msn_loss, ngm_loss
 from .model import DMDD, build_model
 from .pairs import Pairs, PairSource
 from .student import start_at_statistics
-from .teacher import build_teacher
+from .teacher import Teacher, build_teacher
 from .utils import Progress, autocast, keep_freed_memory, resolve_device
 
 LOG_EVERY = 10  # iterations between two readings of the losses
@@ -79,6 +80,10 @@ class Trainer:
         start_at_statistics(model.student, lambda: self.known)
         self.iteration, self.seconds = 0, 0.0
         self.history: list[list[float]] = []
+
+    @property
+    def made_from(self) -> Fingerprint:
+        return made_from(self.data, self.model.teacher)
 
     @property
     def stage(self) -> str:
@@ -150,7 +155,7 @@ class Trainer:
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
-            "data": self.data.fingerprint,
+            "made_from": self.made_from,
             "iteration": self.iteration,
             "seconds": self.seconds,
             "history": self.history,
@@ -159,16 +164,18 @@ class Trainer:
         }
 
     def restore(self, state: dict):
-        """Raises TrainingError if the state is of another version, configuration or data."""
-        if state.get("format") != FORMAT:
-            raise TrainingError("the checkpoint is of another version of dmdd-lite, train again")
-        check_same(Config.from_dict(state["config"]), self.config, state["data"], self.data.fingerprint)
+        """Go on from what `state` returned in a run of the same configuration and data."""
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.history = [list(row) for row in state["history"]]
         for name, values in state["networks"].items():
             getattr(self.model, name).load_state_dict(values)
         for name, values in state["optimizers"].items():
             self.optimizers[name].load_state_dict(values)
+
+
+def made_from(data: TrainingData, teacher: Teacher) -> Fingerprint:
+    """What the training's outcome depends on beside the configuration, see `data.fingerprints`."""
+    return {**data.files, "teacher": teacher.sha256}
 
 
 def learning_rate_factor(config: Config, iteration: int) -> float:
@@ -236,31 +243,38 @@ def train(
 
     With output_dir, the state is saved every `checkpoint_every` iterations. The same call then resumes an
     interrupted run to the same weights (bit-equal on a CPU with the same number of threads and the same
-    versions), and loads a finished one, whose detector is `<output_dir>/detector`; it prints which.
+    versions), and loads a finished one, whose detector is `<output_dir>/detector`; it prints which. After a
+    training it prints how many false alarms the threshold lets expect.
 
     watch: called with the trainer every `checkpoint_every` iterations and after the last one; it must not
     change the training. `finish` makes a detector of a copy of its model.
 
-    Raises before any work: DataError, TeacherError, ValueError, and TrainingError if the folder holds another
-    run, cannot be written to, or is another process's; later TrainingError.
+    Raises before any work: DataError, TeacherError, ValueError, and TrainingError if the folder holds a run
+    of another configuration, other images or textures (their contents count, not where they lie) or another
+    teacher, cannot be written to, or is another process's; later TrainingError.
     """
     place = resolve_device(device)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
     data = load_training_data(config, data_root, category, texture_root, place, progress)
     folder = Path(output_dir) if output_dir else None
     with own_folder(folder):
-        if finished := load_finished(folder, config, data.fingerprint, place):
-            print(f"{folder}: loaded, trained before; delete the folder to train again")
-            return Training.of(*finished)
+        state = None
+        if folder:
+            if finished := load_finished(folder, config, made_from(data, teacher), place):
+                print(f"{folder}: loaded, trained before; delete the folder to train again")
+                return Training.of(*finished)
+            state = read_checkpoint(folder / CHECKPOINT, config, made_from(data, teacher))
         teacher.to(place).standardise(data.images)
         trainer = Trainer(config, build_model(config, teacher), data)
-        if folder and (folder / CHECKPOINT).exists():
-            load_checkpoint(folder / CHECKPOINT, trainer)
+        if state:
+            restore(folder / CHECKPOINT, state, trainer)
+            state = None  # as large as the networks and their optimizers
             print(f"{folder}: resumes from iteration {trainer.iteration}")
         run(trainer, folder and folder / CHECKPOINT, checkpoint_every, progress, watch)
         detector = finish(trainer.model, data)
         if folder:
             save_finished(folder, detector, trainer)
+        print(detector.expectation)
         return Training.of(detector, trainer.history, trainer.seconds)
 
 
@@ -273,7 +287,7 @@ def finish(model: DMDD, data: TrainingData) -> Detector:
         from .plus.fusion import fit_plus
 
         plus = fit_plus(model, data.images, data.held_out)
-    detector = Detector.calibrated(model, plus, data.held_out)
+    detector = Detector.calibrated(model, plus, data.held_out, digests(made_from(data, model.teacher)))
     if not all(map(math.isfinite, detector.thresholds.values())):
         raise TrainingError(
             f"the thresholds are {detector.thresholds}, the weights are too large: {remedy(model.config)} "

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import nbformat
 
+from dmdd_lite.data.fingerprints import digest, hash_category
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.samples import samples_root
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.reproduce.notebook import REPRODUCTION
 from dmdd_lite.reproduce.plan import parse, plan
@@ -15,6 +18,8 @@ CELL = """
 import json, os, signal, time
 from pathlib import Path
 from dmdd_lite.config import Config
+from dmdd_lite.data.fingerprints import digest, hash_category
+from dmdd_lite.data.layout import open_category
 
 folder, name = Path(results_dir), f"{category}_seed{seed}"
 Path(folder, f"kernel_{name}_{os.getpid()}").touch()
@@ -31,7 +36,8 @@ if Path(folder, f"die_{name}").exists():
     os.kill(os.getpid(), signal.SIGKILL)
 metrics = {"fused": dict.fromkeys(%r, 0.75)}
 values = {"category": category, "seed": seed, "config": config.to_dict(), "metrics": metrics}
-values |= {"seconds": 90.0, "device": "cpu: test"}
+files = hash_category(open_category(data_root, category, check_files=False))
+values |= {"seconds": 90.0, "device": "cpu: test", "files": {**files, "textures": digest({})}}
 Path(folder, f"{name}.json").write_text(json.dumps(values))
 with open(folder / "written.txt", "a") as file:
     file.write(name + "\\n")
@@ -86,6 +92,8 @@ def write_result_of(job: Job, **changes):
     config = job.config().to_dict() | changes
     values = {"category": job.parameters["category"], "seed": job.parameters["seed"], "config": config}
     maps = dict.fromkeys(("fused", "plus"), dict.fromkeys(METRICS, 0.75))
-    values |= {"metrics": maps, "seconds": 90.0, "device": "cpu: test"}
+    place = (job.parameters["data_root"] or samples_root(), job.parameters["category"])
+    files = {**hash_category(open_category(*place, check_files=False)), "textures": digest({})}
+    values |= {"metrics": maps, "seconds": 90.0, "device": "cpu: test", "files": files}
     job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.write_text(json.dumps(values))

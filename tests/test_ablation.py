@@ -218,3 +218,14 @@ def test_tables_hold_the_numbers_of_the_files(bench, tmp_path):
     found, expected = tidy.loc[("full", "one", 1, "sum")], values["full", "one", 1]
     assert dict(found[list(METRICS)]) == pytest.approx(expected["metrics"]["sum"], abs=1e-6)
     assert found["edge"] == pytest.approx(expected["zones"]["sum"]["edge"], abs=1e-6)
+
+
+def test_seeds_that_differ_in_more_than_the_seed_are_not_averaged(bench, tmp_path):
+    made_up(tmp_path / "made")
+    for seed in range(3):
+        path = tmp_path / f"made/full_one_seed{seed}.json"
+        config = Config(seed=seed, aim_weight=3.0 if seed == 2 else 1.0).to_dict()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    told = r"full_one_seed2\.json is of other settings than full_one_seed0\.json: aim_weight: 1\.0 -> 3\.0$"
+    with pytest.raises(ValueError, match=told):
+        bench.ablation_report.collect(tmp_path / "made")

@@ -87,12 +87,17 @@ def test_thresholds_are_the_highest_held_out_scores_of_every_map():
     for name, threshold in detector.thresholds.items():
         assert threshold == pytest.approx(max(p.scores[name] for p in found), rel=1e-5)
     assert detector.threshold == detector.thresholds["plus"] == found[0].threshold
+    assert detector.expectation.startswith(
+        "threshold from 9 held-out good images: expect about 1 false alarm in 10"
+    )
 
 
 def test_saved_and_loaded_predicts_the_same_without_the_hub(detector, saved, folder, monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", None)
-    loaded = Detector.load(saved, "cpu")
+    known = Detector(detector.model, detector.plus, detector.thresholds, 6, {"teacher": "0"})
+    loaded = Detector.load(known.save(saved), "cpu")
     assert (loaded.thresholds, loaded.config) == (detector.thresholds, detector.config)
+    assert (loaded.held_out, loaded.made_from) == (6, {"teacher": "0"})
     assert sorted(tree(saved)) == ["config.json", "model.safetensors"]
     for a, b in zip(loaded.predict(folder / "test"), detector.predict(folder / "test"), strict=True):
         assert a.score == b.score

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import some_samples, tiny_detector
+from builders import some_samples, tiny_config, tiny_detector
 
 from dmdd_lite import evaluation
+from dmdd_lite.data.fingerprints import digest
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.detector import MAP_NAMES
+from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.training import Training
@@ -28,8 +29,10 @@ def test_metrics_are_those_of_the_maps_it_returns(scored):
     assert np.array_equal(found.masks.any((1, 2)), found.labels)
     for name in MAP_NAMES:
         assert np.array_equal(found.scores[name], found.maps[name].max((1, 2)))
-        expected = evaluate_maps(found.maps[name], found.masks, found.scores[name], found.labels)
-        assert found.metrics[name] == expected
+        given = found.maps[name], found.masks, found.scores[name], found.labels
+        assert found.metrics[name] == evaluate_maps(*given)
+        decided = evaluate_maps(*given, detector.thresholds[name])
+        assert found.metrics[name] | found.decisions[name] == pytest.approx(decided, nan_ok=True)
     own = detector.maps(torch.from_numpy(found.images))[1]["fused"]
     np.testing.assert_allclose(found.scores["fused"], own, rtol=1e-4)
 
@@ -43,14 +46,33 @@ def test_result_file(scored, tmp_path):
     assert values["config"] == detector.config.to_dict()
     assert (values["seconds"], values["images_per_second"]["training_pairs"]) == (12.3, 5.68)
     assert values["protocol"].startswith("last")
+    for name, decided in values["decisions"].items():
+        precision = decided["image_precision"]
+        assert (precision is None) == (found.scores[name].max() <= detector.thresholds[name])
+        assert decided["best_pixel_f1"] == found.decisions[name]["best_pixel_f1"]
+    counts = {kind: len(hashes) for kind, hashes in values["files"].items()}
+    category = found.category
+    assert counts == {"images": len(category.train), "test": len(category.test), "masks": found.labels.sum()}
     frame = collect_results(tmp_path)
     assert frame["map"].tolist() == list(MAP_NAMES)
     assert frame.set_index("map").loc["fused", "aupro"] == values["metrics"]["fused"]["aupro"]
 
 
-def write(folder, category, seed, value):
+def test_no_result_of_a_detector_of_other_training_images(scored, tmp_path):
+    detector, found = scored
+    other = Detector(detector.model, detector.plus, detector.thresholds, 6, {"images": "0"})
+    training = Training(other, None, 12.34, 5.678)
+    with pytest.raises(ValueError, match="pcb: the training images are not those of the detector; train it"):
+        evaluation.write_result(tmp_path, found, other, training)
+    other.made_from["images"] = digest(found.files["images"])
+    values = json.loads(evaluation.write_result(tmp_path, found, other, training).read_text())
+    assert (values["held_out"], values["files"]) == (6, found.files)
+
+
+def write(folder, category, seed, value, files=None, **changes):
     metrics = {name: dict.fromkeys(METRICS, value) for name in MAP_NAMES}
-    values = {"category": category, "seed": seed, "metrics": metrics, "seconds": 1}
+    values = {"category": category, "seed": seed, "metrics": metrics, "seconds": 1, "files": files or {}}
+    values["config"] = tiny_config(seed=seed, **changes).to_dict()
     (folder / f"{category}_seed{seed}.json").write_text(json.dumps(values))
 
 
@@ -60,6 +82,36 @@ def test_table_of_means_over_seeds_then_categories(tmp_path):
     table = results_table(collect_results(tmp_path))
     assert table["aupro"].to_dict() == {"nut": "91.00 ± 1.41", "cup": "50.00", "mean of 2": "70.50"}
     assert table["seeds"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "category, changes, told",
+    [
+        ("nut", {"learning_rate": 0.5}, "learning_rate: 0.005 -> 0.5"),
+        ("cup", {"iterations": 9}, "iterations: 8 -> 9"),
+        ("nut", {"files": {"masks": "1", "test": "0"}}, "the masks differ"),
+        ("cup", {"files": {"teacher": "1"}}, "the teacher's weights differ"),
+    ],
+)
+def test_runs_of_other_settings_or_files_are_never_averaged(tmp_path, category, changes, told):
+    files = {"masks": "0", "test": "0", "teacher": "0"}
+    write(tmp_path, "nut", 0, 0.9, files)
+    write(tmp_path, "cup", 0, 0.9, {"masks": "2", "teacher": "0"})
+    assert len(collect_results(tmp_path)) == 2 * len(MAP_NAMES)
+    write(tmp_path, category, 1, 0.9, **{"files": files if category == "nut" else {}, **changes})
+    with pytest.raises(
+        ValueError, match=rf"{category}_seed1\.json is no run of the same kind as .*\({told}\)"
+    ):
+        collect_results(tmp_path)
+
+
+def test_the_published_iterations_of_each_category_are_averaged(tmp_path):
+    write(tmp_path, "bottle", 0, 0.9, iterations=5000)
+    write(tmp_path, "cable", 0, 0.9, iterations=10_000)
+    assert len(results_table(collect_results(tmp_path))) == 3
+    write(tmp_path, "cable", 1, 0.9, iterations=5000)
+    with pytest.raises(ValueError, match="iterations: 10000 -> 5000"):
+        collect_results(tmp_path)
 
 
 def test_the_difference_to_the_paper_needs_all_fifteen_categories(tmp_path):

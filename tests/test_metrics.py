@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from dmdd_lite import metrics
 
@@ -152,6 +152,23 @@ def test_evaluate_maps_is_the_five_metrics():
     assert result.pop("image_auroc") == metrics.image_auroc(scores, labels)
     names = ["pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"]
     assert result == {name: getattr(metrics, name)(maps, masks) for name in names}
+
+
+def test_decisions_at_a_threshold_and_the_best_of_all_equal_scikit_learn():
+    """An image is called anomalous above the threshold, not at it; a pixel at or above."""
+    for seed in range(4000, 4040):
+        maps, masks = tiny_case(seed)
+        masks[-1] &= len(masks) == 1
+        maps, masks = np.concatenate((maps, maps[:1])), np.concatenate((masks, masks[:1] & False))
+        scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
+        threshold = float(np.random.default_rng(seed).choice(scores))
+        found = metrics.evaluate_maps(maps, masks, scores, labels, threshold)
+        best = max(f1_score(masks.ravel(), (maps >= t).ravel()) for t in np.unique(maps))
+        assert found["best_pixel_f1"] == pytest.approx(best, abs=1e-12)
+        called = scores > threshold
+        for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+            expected = score(labels, called, zero_division=0 if name == "f1" else np.nan)
+            assert found[f"image_{name}"] == pytest.approx(expected, nan_ok=True), name
 
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "pro_curve")

@@ -96,6 +96,7 @@ def test_the_table_of_known_curves(protocols):
 @pytest.mark.slow
 def test_a_tiny_run_from_end_to_end(protocols, root, tmp_path, words, capsys, monkeypatch):
     assert protocols.main([*words, "--seeds", "3", "--every", "2"]) == 0
+    shown = capsys.readouterr().out.splitlines()[-1]
     found = json.loads((tmp_path / "bracket_seed3.json").read_text())
     assert [line["iteration"] for line in found["curve"]] == [2, 4, 5]
     last = protocols.choose(found["curve"])["last"]
@@ -104,7 +105,8 @@ def test_a_tiny_run_from_end_to_end(protocols, root, tmp_path, words, capsys, mo
     detector = train_tiny(root, iterations=5, seed=3).detector
     expected = evaluate(detector, open_category(root, "lever"), progress=False).metrics["fused"]
     assert {key: last[key] for key in METRICS} == expected
-    assert f"| {100 * expected['image_auroc']:.2f} / " in (shown := capsys.readouterr().out.splitlines()[-1])
+    assert f"| {100 * expected['image_auroc']:.2f} / " in shown
+    capsys.readouterr()
     monkeypatch.setattr(protocols, "train", None)  # what is there is not made again
     assert protocols.main([*words, "--seeds", "3", "--every", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == shown

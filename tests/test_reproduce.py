@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 
-import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -104,6 +103,10 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     assert f"{job.result} was made with other settings ({changes})" in told
     assert "choose another --results folder" in told
     assert other.result.name not in told
+    other.result.unlink()
+    assert main(arguments(nuts, tmp_path / "out", categories=("bolt",))) == 2  # it would be averaged with nut
+    told = capsys.readouterr().err
+    assert f"{other.result} is no run of the same kind as nut_seed0.json ({changes})" in told
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": {"epochs": 3}}'])
@@ -114,16 +117,6 @@ def test_what_is_no_result_is_named_before_anything_runs(nuts, tmp_path, capsys,
         assert main(arguments(nuts, tmp_path / "out", categories=("nut",))) == 2
         assert f"{name} is not a result file" in capsys.readouterr().err
         (tmp_path / "out" / name).unlink()
-
-
-def test_runs_with_and_without_textures_are_not_mixed(nuts, tmp_path):
-    job = planned(nuts, tmp_path)[0]
-    write_result_of(job)
-    job.executed.parent.mkdir()
-    ran = nbformat.v4.new_notebook(metadata={"papermill": {"parameters": {"texture_root": "/data/dtd"}}})
-    nbformat.write(ran, job.executed)
-    with pytest.raises(ValueError, match="texture_root: '/data/dtd' -> ''"):
-        finished(job)
 
 
 # ---- runs on a scheduler that is there ----------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Weights from files of any origin: read without running what is in them, compared with what is needed."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -72,6 +73,17 @@ def misfits(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
     }
     told = [f"{len(names)} tensors {what} ({listed(names)})" for what, names in problems.items() if names]
     return "; ".join(told)
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Of names, types, shapes and values, in hexadecimal; without batch norm's counts of batches, which not
+    every file has."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        if not name.endswith("num_batches_tracked"):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def listed(names: Iterable[str]) -> str:

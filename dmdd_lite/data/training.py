@@ -1,13 +1,14 @@
 """What training sees: the good images and the textures, read and checked once and kept on the device."""
 
 import dataclasses
-import hashlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data.foreground import foreground_masks
+from .fingerprints import Hashes, hash_files
 from .images import DataError, load_images
 from .layout import open_folder, open_train
 from .textures import procedural_textures
@@ -18,13 +19,14 @@ TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
-    None, textures uint8 (T, 3, S, S); and a fingerprint of the files."""
+    None, textures uint8 (T, 3, S, S); and the hashes of the files of images and textures, as in
+    `fingerprints`."""
 
     images: Tensor
     held_out: Tensor
     foreground: Tensor | None
     textures: Tensor
-    fingerprint: str
+    files: dict[str, Hashes]
 
 
 def load_training_data(
@@ -41,23 +43,28 @@ def load_training_data(
             f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ "
             "needs three to train on: add good images, lower holdout, or set plus=None"
         )
-    texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
+    order, chosen = draw_files(config, len(paths), texture_root)
     images = load_images(paths, config.image_size, "reading images" if progress else None)
     foreground = foreground_masks(images, category, config.foreground)
-    rng = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(paths), generator=rng)
     kept, out = order[held:].sort().values, order[:held].sort().values
-    if texture_paths:
-        chosen = torch.randperm(len(texture_paths), generator=rng)[:TEXTURE_LIMIT].tolist()
-        selected = [texture_paths[i] for i in sorted(chosen)]
-        textures = load_images(selected, config.image_size, "reading textures" if progress else None)
+    if chosen:
+        textures = load_images(chosen, config.image_size, "reading textures" if progress else None)
     else:
         textures = procedural_textures(config.image_size, config.seed)
-    names = "\n".join([category, *(path.name for path in paths), *(path.name for path in texture_paths)])
     return TrainingData(
         images[kept].to(device),
         images[out].to(device),
         None if foreground is None else foreground[kept].to(device),
         textures.to(device),
-        hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        {"images": hash_files(paths, data_root), "textures": hash_files(chosen, texture_root)},
     )
+
+
+def draw_files(config: Config, images: int, texture_root="") -> tuple[Tensor, list[Path]]:
+    """What the seed draws for so many training images: their order (N,), of which the first are held out, and
+    the TEXTURE_LIMIT textures at most that are read, none without a folder. Raises DataError."""
+    found = open_folder(texture_root, recursive=True) if texture_root else ()
+    rng = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(images, generator=rng)
+    chosen = torch.randperm(len(found), generator=rng)[:TEXTURE_LIMIT].tolist()
+    return order, [found[i] for i in sorted(chosen)]

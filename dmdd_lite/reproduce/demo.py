@@ -27,7 +27,7 @@ numbers:   {folder}/<category>_seed0.json"""
 def demo(options: argparse.Namespace) -> dict[str, str]:
     """All of it; the failures by name. Raises CannotStart."""
     from ..evaluation import collect_results  # here: the workers, which import this module, need no PyTorch
-    from .plan import setting_problems, unfinished
+    from .plan import setting_problems, stale, unfinished
     from .report import table
 
     folder = options.results
@@ -36,7 +36,9 @@ def demo(options: argparse.Namespace) -> dict[str, str]:
     jobs = [Job({**common, "category": category}) for category in SAMPLES]
     if problems := setting_problems(jobs, options.jobs):
         raise CannotStart(problems)
-    left, failed = unfinished(jobs), {}
+    (left, done), failed = unfinished(jobs), {}
+    if problems := stale(done):
+        raise CannotStart(problems)
     if left:
         print(f"training on {', '.join(SAMPLES)}; logs in {folder / 'logs'}", flush=True)
         with local_client(environments(options.jobs, "auto")) as client:

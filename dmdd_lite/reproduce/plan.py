@@ -2,13 +2,20 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
+import os
 from pathlib import Path
+
+import pandas as pd
 
 from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
+from ..data.fingerprints import Fingerprint, changes, digest, hash_category, hash_files
 from ..data.images import DataError
 from ..data.layout import open_category, open_folder
+from ..data.samples import samples_root
+from ..data.training import draw_files
 from ..evaluation import collect_results
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
@@ -102,6 +109,8 @@ def _extra(pairs: list[str], known: dict, problems: list[str]) -> dict:
 def problems_of(jobs: list[Job]) -> list[str]:
     """What the machine that this runs on lacks for the jobs: data, textures, the device, the teacher, whose
     weights are fetched here once."""
+    if not jobs:
+        return []
     one, config = jobs[0].parameters, jobs[0].config()
     checks = [
         (open_category, one["data_root"], c) for c in dict.fromkeys(j.parameters["category"] for j in jobs)
@@ -118,22 +127,78 @@ def problems_of(jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def unfinished(jobs: list[Job]) -> list[Job]:
-    """The jobs without a result. Raises CannotStart if a result was made with other settings, or the folder
-    holds a file that is no result, or cannot be written to."""
-    left, problems = [], []
-    for job in jobs:
+def stale(done: list[tuple[Job, dict]]) -> list[str]:
+    """Which results, jobs with the `files` of their results, were made from other files or weights than this
+    machine has now. Weights from the hub are not fetched to be compared."""
+    problems, categories, teachers = [], {}, {}
+    for job, before in done:
         try:
-            left += [] if finished(job) else [job]
+            changed = changes(before, _present(job, categories, teachers))
+        except (DataError, TeacherError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        told = f"was made from other files ({'; '.join(changed)})"
+        if changed or not before:
+            told = told if before else "does not tell from which files it was made"
+            remedy = f"delete it and the folder {job.name} beside it, or choose another --results folder"
+            problems.append(f"{job.result} {told}; {remedy}")
+    return list(dict.fromkeys(problems))
+
+
+def _present(job: Job, categories: dict, teachers: dict) -> Fingerprint:
+    """What the job would be made from now. What is known of categories and teachers is kept in the dicts."""
+    config, textures = job.config(), job.parameters["texture_root"]
+    place = (job.parameters["data_root"] or samples_root(), job.parameters["category"])
+    if place not in categories:
+        categories[place] = hash_category(open_category(*place, check_files=False))
+    found = dict(categories[place])
+    _, drawn = draw_files(config, len(found["images"]), textures)
+    found["textures"] = digest(hash_files(drawn, textures))
+    weights = config.teacher_weights
+    if os.path.isfile(weights):
+        if weights not in teachers:
+            teachers[weights] = build_teacher(config.teacher, weights, config.teacher_options).sha256
+        found["teacher"] = teachers[weights]
+    return found
+
+
+def unfinished(jobs: list[Job]) -> tuple[list[Job], list[tuple[Job, dict]]]:
+    """The jobs without a result; and for `stale` those with one and runs of other seeds that are averaged
+    with them, each with the hashes of the files that it was made from.
+
+    Raises CannotStart if a result was made with other settings, or the folder holds a file that is no result,
+    or cannot be written to.
+    """
+    left, done, problems, folder = [], [], [], jobs[0].parameters["results_dir"]
+    others, spoilt = [], []
+    try:
+        results = collect_results(folder, [(job.parameters["category"], job.config()) for job in jobs])
+        others = _other_seeds(jobs, results)
+    except ValueError as error:  # of what would spoil the table at the end
+        spoilt = [str(error)]
+    for job in [*jobs, *others]:
+        try:
+            if values := finished(job):
+                done.append((job, values.get("files", {})))
+            elif job in jobs:
+                left.append(job)
         except ValueError as error:
             problems.append(str(error))
-    folder = jobs[0].parameters["results_dir"]
-    try:
-        collect_results(folder)
-    except ValueError as error:  # of a file that would spoil the table at the end
-        problems = problems or [str(error)]
+    problems = problems or spoilt
     if left and (problem := writing_problem(folder)):
         problems.append(f"{problem}; choose another --results folder")
     if problems:
         raise CannotStart(problems)
-    return left
+    return left, done
+
+
+def _other_seeds(jobs: list[Job], results: pd.DataFrame) -> list[Job]:
+    """The jobs of further seeds that the folder has results of."""
+    first = {job.parameters["category"]: job for job in reversed(jobs)}
+    planned = {(job.parameters["category"], job.parameters["seed"]) for job in jobs}
+    there = set(zip(results["category"], results["seed"], strict=True)) - planned
+    return [
+        dataclasses.replace(first[category], parameters={**first[category].parameters, "seed": int(seed)})
+        for category, seed in sorted(there)
+        if category in first
+    ]

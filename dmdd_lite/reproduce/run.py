@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from ..config import Config
+from ..data.fingerprints import digests
 from ..options import differences
 from ..utils import locked, write_json
 from .notebook import REPRODUCTION, KernelDied, NotebookError, run_notebook
@@ -47,7 +48,7 @@ def exit_status(command: Callable[[], dict]) -> int:
     except CannotStart as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:  # of the table: each run has written its own result
+    except (OSError, ValueError) as error:  # of the table: each run has written its own result
         print(f"failed: {error}; correct that, then the same command continues", file=sys.stderr)
         return 1
 
@@ -96,24 +97,13 @@ def finished(job: Job) -> dict | None:
     try:
         values = json.loads(job.result.read_text(encoding="utf-8"))
         changed = differences(Config.from_dict(values["config"]), job.config())
-        _ = values["metrics"]["fused"], values["seconds"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = values["metrics"]["fused"], values["seconds"], digests(values.get("files", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{job.result} is not a result file ({error!r}); move it away") from error
-    changed += _other_textures(job)
     if changed:
         told = f"{job.result} was made with other settings ({'; '.join(changed)})"
         raise ValueError(f"{told}; choose another --results folder")
     return values
-
-
-def _other_textures(job: Job) -> list[str]:
-    """Whether there were textures is read from the executed notebook: the result does not tell."""
-    try:
-        ran = json.loads(job.executed.read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]
-    except (OSError, ValueError, KeyError):
-        return []
-    before, now = ran.get("texture_root", ""), job.parameters["texture_root"]
-    return [f"texture_root: {before!r} -> {now!r}"] if bool(before) != bool(now) else []
 
 
 # ---- on a worker --------------------------------------------------------------------------------------

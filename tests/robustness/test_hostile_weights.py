@@ -13,17 +13,16 @@ import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
-from builders import spread, tiny_detector
+from builders import spread, tiny_config, tiny_detector
 from safetensors.torch import load_file, save, save_file
 
 import dmdd_lite
 from dmdd_lite.backbones.networks import TeacherError, read_weights
-from dmdd_lite.checkpoints import load_checkpoint
+from dmdd_lite.checkpoints import read_checkpoint
 from dmdd_lite.detector import SETTINGS, WEIGHTS, Detector, DetectorError
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.training import TrainingError
@@ -132,7 +131,7 @@ def test_pickles_disguised_as_weights_are_not_run(tmp_path, saved, state, name):
         with pytest.raises(DetectorError, match=str(saved / WEIGHTS)):
             Detector.load(saved, "cpu")
         with pytest.raises(TrainingError, match=r"a\.pth is not .*plain tensors.*delete it"):
-            load_checkpoint(tmp_path / "a.pth", SimpleNamespace(device="cpu", restore=pytest.fail))
+            read_checkpoint(tmp_path / "a.pth", tiny_config(), {})
     assert not canary.exists()
 
 
@@ -205,6 +204,8 @@ EVIL = [  # a field, its value, what is told
     ("config.shiny", True, "unknown configuration field shiny: written by another version"),
     *[("thresholds.plus", value, "must be|configuration") for value in (math.nan, 10**400, "0.5", None)],
     *[("thresholds", value, "configuration") for value in (None, 0.5, [], {})],
+    *[("held_out", value, "held_out must be a number of images") for value in (-1, 0.5, True, "6", None)],
+    *[("made_from", value, "made_from must hold a hash by name") for value in ([], {"images": 1})],
     ("config", [], "configuration"),
     ("config.learning_rate", math.nan, "learning_rate"),
     ("config.image_size", 64 * 10**7, "image_size|network"),
