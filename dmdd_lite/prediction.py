@@ -1,28 +1,49 @@
-"""What a detector tells of one image."""
+"""The result of a detector for one image: anomaly maps, scores, the decision, regions and pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+
+from .data.images import read_image
+
+HEAT, OUTLINE = 0.6, (0, 255, 255)  # opacity of the heat at most; colour of outlines
+
+
+class Region(NamedTuple):
+    """An 8-connected region above the pixel threshold: area in pixels, its box in pixels (x, y of the upper
+    left corner), and the maximum of the anomaly map."""
+
+    area: int
+    x: int
+    y: int
+    width: int
+    height: int
+    score: float
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The result for one image.
 
-    maps: by name the smoothed anomaly map (S, S), S = image_size of the configuration; scores and thresholds:
-    by the same names; map_name: the map that decides; size: height and width of the image; path: None for
-    images from memory.
+    maps: smoothed anomaly maps (S, S) by name, S = image_size of the configuration; scores, thresholds (of
+    image scores) and pixel_thresholds by the same names; map_name: the map that decides; size: height and
+    width of the image; path: None for images from memory; depth: bits of integers in images, but for uint8.
     """
 
     maps: dict[str, np.ndarray]
     scores: dict[str, float]
     thresholds: dict[str, float]
+    pixel_thresholds: dict[str, float]
     map_name: str
     size: tuple[int, int]
     path: Path | None = None
+    depth: int = 16
 
     @property
     def score(self) -> float:
@@ -31,6 +52,10 @@ class Prediction:
     @property
     def threshold(self) -> float:
         return self.thresholds[self.map_name]
+
+    @property
+    def pixel_threshold(self) -> float:
+        return self.pixel_thresholds[self.map_name]
 
     @property
     def is_anomalous(self) -> bool:
@@ -65,3 +90,36 @@ class Prediction:
         """A map in the size of the image, (H, W) float32, bilinear."""
         values = torch.from_numpy(self.maps[name])[None, None]
         return F.interpolate(values, self.size, mode="bilinear")[0, 0].numpy()
+
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """Bool (H, W): where the map that decides exceeds the threshold, by default the pixel threshold."""
+        return self.map > (self.pixel_threshold if threshold is None else threshold)
+
+    def regions(self, threshold: float | None = None) -> list[Region]:
+        """The regions of `mask`, the largest first."""
+        values, marked = self.map, self.mask(threshold)
+        labels, count = ndimage.label(marked, np.ones((3, 3)))
+        areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        peaks = ndimage.maximum(values, labels, np.arange(1, count + 1)) if count else []
+        found = []
+        for (rows, columns), area, peak in zip(ndimage.find_objects(labels), areas, peaks, strict=True):
+            box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+            found.append(Region(int(area), *box, float(peak)))
+        return sorted(found, reverse=True)
+
+    def overlay(self, image=None) -> Image.Image:
+        """The image with the map that decides as heat and the outline of `mask`, in the image's size.
+
+        image: whatever `Detector.predict` takes; None = the file at `path`. Raises ValueError without either.
+        """
+        if image is None and self.path is None:
+            raise ValueError("the prediction is of an image from memory: pass that image to overlay")
+        from matplotlib import colormaps
+
+        pixels = read_image(self.path if image is None else image, depth=self.depth).permute(1, 2, 0).numpy()
+        heat, mask = self.map, self.mask()
+        strength = HEAT * heat[..., None]
+        blended = (1 - strength) * pixels + strength * colormaps["inferno"](heat, bytes=True)[..., :3]
+        width = max(1, round(max(self.size) / 500))
+        blended[ndimage.binary_dilation(mask, iterations=width) & ~mask] = OUTLINE
+        return Image.fromarray(blended.astype(np.uint8))
