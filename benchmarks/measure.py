@@ -138,7 +138,7 @@ def rescored(detector, config):
     model = copy.copy(detector.model)  # which shares its networks
     model.config = config
     thresholds = {name: detector.thresholds[name] for name in map_names(config)}
-    return Detector(model, config.plus and detector.plus, thresholds)
+    return Detector(model, config.plus and detector.plus, thresholds, detector.depth)
 
 
 def read_fields(texts: list[str]) -> dict:

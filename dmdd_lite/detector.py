@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .backbones.weights import WeightsError, misfits, read_tensors
 from .config import Config
-from .data.images import DataError, read_image, unit_range
-from .data.layout import open_folder
+from .data.folders import open_folder
+from .data.images import DEPTHS, read_clipped, read_image, unit_range, warn_clipped
+from .data.problems import DataError
 from .model import DMDD, build_model, full_size_maps, image_scores
 from .prediction import Prediction
 from .teacher import empty_teacher
@@ -44,12 +45,12 @@ def decisive_map(config: Config) -> str:
 
 class Detector:
     """Finds and outlines defects. model: the trained DMDD; plus: DMDD+ or None; thresholds: by map name,
-    they separate good from anomalous image scores."""
+    they separate good from anomalous image scores; depth: bits of integers in images, but for uint8."""
 
-    def __init__(self, model: DMDD, plus=None, thresholds: dict[str, float] | None = None):
+    def __init__(self, model: DMDD, plus=None, thresholds: dict[str, float] | None = None, depth: int = 16):
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.plus = None if plus is None else plus.eval()
-        self.config = model.config
+        self.config, self.depth = model.config, depth
         self.thresholds = thresholds or dict.fromkeys(map_names(self.config), 0.5)
 
     @property
@@ -62,9 +63,9 @@ class Detector:
         return self.thresholds[decisive_map(self.config)]
 
     @classmethod
-    def calibrated(cls, model: DMDD, plus, good: Tensor) -> "Detector":
+    def calibrated(cls, model: DMDD, plus, good: Tensor, depth: int) -> "Detector":
         """Thresholds = the highest scores of held-out good images, uint8 (N, 3, S, S). [ours]"""
-        detector = cls(model, plus)
+        detector = cls(model, plus, depth=depth)
         found = [detector.device_maps(batch)[1] for batch in good.split(8)]
         names = map_names(model.config)
         detector.thresholds = {n: torch.cat([s[n] for s in found]).cpu().double().max().item() for n in names}
@@ -100,14 +101,14 @@ class Detector:
         return maps, {name: image_scores(m) for name, m in maps.items()}, outputs
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
-        """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))
+        """Predict an image (path, PIL image, or array: integers, or float in [0, 1], (H, W[, 3 or 4]))
         -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
 
-        Raises DataError for a file that cannot be read or a folder without images, ValueError for anything
-        else that is no image.
-        """
+        Warns of files that are no images, and of values that no training image could have. Raises DataError
+        for a file that cannot be read or a folder without images, ValueError for anything else that is no
+        image."""
         if isinstance(source, str | Path) and os.path.isdir(source):
-            return list(self.stream(open_folder(source, recursive=True), batch_size))
+            return list(self.stream(open_folder(source), batch_size))
         if isinstance(source, list | tuple):
             return list(self.stream(source, batch_size))
         return next(self.stream([source]))
@@ -126,7 +127,10 @@ class Detector:
     def _stream(self, images: Sequence, batch_size: int) -> Iterator[Prediction]:
         for start in range(0, len(images), batch_size):
             sources = images[start : start + batch_size]
-            originals = [_read(source, start + i, len(images)) for i, source in enumerate(sources, 1)]
+            found = [_read(source, start + i, len(images), self.depth) for i, source in enumerate(sources, 1)]
+            originals = [image for image, _ in found]
+            if clipped := [source for source, (_, high) in zip(sources, found, strict=True) if high]:
+                warn_clipped(clipped, self.depth)
             size = self.config.image_size
             batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
             maps, scores, _ = self.maps(batch)
@@ -146,7 +150,12 @@ class Detector:
         folder = Path(folder)
         state = {name: t.detach().cpu().contiguous() for name, t in self._networks().state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-        settings = {"format": FORMAT, "thresholds": self.thresholds, "config": self.config.to_dict()}
+        settings = {
+            "format": FORMAT,
+            "thresholds": self.thresholds,
+            "bit_depth": self.depth,
+            "config": self.config.to_dict(),
+        }
         write_json(folder / SETTINGS, {**settings, "sha256": _sha256(folder / WEIGHTS)})
         return folder
 
@@ -159,7 +168,7 @@ class Detector:
         """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
         `teacher_weights` of its configuration. Raises DetectorError naming the problem."""
         folder, place = Path(folder), resolve_device(device)
-        config, thresholds, sha256 = _read_settings(folder)
+        config, thresholds, depth, sha256 = _read_settings(folder)
         try:
             state = read_tensors(folder / WEIGHTS)
         except WeightsError as error:
@@ -183,7 +192,7 @@ class Detector:
         detector = _build(config, teacher)
         detector._networks().load_state_dict(state)
         plus = None if detector.plus is None else detector.plus.to(place)
-        return cls(detector.model.to(place), plus, thresholds)
+        return cls(detector.model.to(place), plus, thresholds, depth)
 
 
 def _build(config: Config, teacher) -> Detector:
@@ -200,10 +209,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()  # hashlib.file_digest needs Python 3.11
 
 
-def _read(source, place: int, count: int) -> Tensor:
-    """`read_image`; an error names the position of an image that has no path, if there are several."""
+def _read(source, place: int, count: int, depth: int) -> tuple[Tensor, bool]:
+    """`read_clipped`; an error names the position of an image that has no path, if there are several."""
     try:
-        return read_image(source)
+        return read_clipped(source, None, depth)
     except ValueError as error:
         if count == 1 or isinstance(source, str | Path):
             raise
@@ -211,8 +220,8 @@ def _read(source, place: int, count: int) -> Tensor:
         raise kind(f"image {place} of {count}: {error}") from error
 
 
-def _read_settings(folder: Path) -> tuple[Config, dict[str, float], str]:
-    """Configuration, thresholds, and the SHA-256 of the weights. Raises DetectorError."""
+def _read_settings(folder: Path) -> tuple[Config, dict[str, float], int, str]:
+    """Configuration, thresholds, bit depth, and the SHA-256 of the weights. Raises DetectorError."""
     path = folder / SETTINGS
     if not path.is_file():  # nor a pipe or a device, which may never end
         raise DetectorError(f"{path} does not exist; give the folder that Detector.save or train wrote")
@@ -224,7 +233,10 @@ def _read_settings(folder: Path) -> tuple[Config, dict[str, float], str]:
         numbers = [thresholds[name] for name in map_names(config)]
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"thresholds must be finite numbers, got {thresholds!r}")
-        return config, dict(zip(map_names(config), map(float, numbers), strict=True)), settings["sha256"]
+        thresholds = dict(zip(map_names(config), map(float, numbers), strict=True))
+        if settings["bit_depth"] not in DEPTHS:
+            raise ValueError(f"bit_depth must be one of {DEPTHS}, got {settings['bit_depth']!r}")
+        return config, thresholds, settings["bit_depth"], settings["sha256"]
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:

@@ -9,19 +9,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .config import MVTEC_CATEGORIES
-from .data.images import load_images
-from .data.layout import Category, load_masks
+from .data.images import load_images, read_image
+from .data.layout import Category
+from .data.masks import load_masks, read_mask
+from .data.problems import recorded
 from .detector import Detector, DetectorError, map_names
 from .metrics import evaluate_maps, pixel_ap, pro_curve
 from .utils import Progress, describe, peak_memory_mb, write_json
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
 PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
-PROTOCOL = "last: weights of the last iteration; AUPRO pooled over the test set up to FPR 0.3"
+PROTOCOL = (
+    "last: weights of the last iteration; masks resized by area, defective above one half (full_size: "
+    "original masks); AUPRO pooled over the test set up to FPR 0.3"
+)
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
 BATCH, GPU_BATCH = 8, 32  # images predicted at once
 
@@ -29,7 +35,8 @@ BATCH, GPU_BATCH = 8, 32  # images predicted at once
 @dataclass(frozen=True)
 class Evaluation:
     """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
-    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1)."""
+    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1; NaN where no mask is known).
+    full_size: whether the metrics of pixels are of the original masks; warnings: of the data."""
 
     category: Category
     images: np.ndarray
@@ -39,12 +46,19 @@ class Evaluation:
     scores: dict[str, np.ndarray]
     metrics: dict[str, dict[str, float]]
     images_per_second: float
+    full_size: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate(
-    detector: Detector, category: Category, batch_size: int | None = None, progress: bool = True
+    detector: Detector,
+    category: Category,
+    batch_size: int | None = None,
+    progress: bool = True,
+    full_size: bool = False,
 ) -> Evaluation:
-    """Predict every test image and compute the five metrics of each of its maps.
+    """Predict every test image and compute the five metrics of each of its maps. full_size: those of pixels
+    with the maps resized to the original masks, not the masks to the maps.
 
     batch_size None is 8, on a GPU 32. images_per_second counts inference with smoothing, not reading. Images,
     masks and maps stay in memory: 1.8 GB per thousand images of 256 px with six maps.
@@ -53,8 +67,10 @@ def evaluate(
     ValueError as `metrics.evaluate_maps`.
     """
     size = detector.config.image_size
-    images = load_images([t.path for t in category.test], size, "reading test images" if progress else None)
-    masks = load_masks(category.test, size, None).numpy()
+    with recorded() as told:
+        reading = "reading test images" if progress else None
+        images = load_images([t.path for t in category.test], size, reading, detector.depth)
+    masks = load_masks(category.test, size, None, category.mask_rule).numpy()
     maps, scores, seconds = _predict(detector, images, batch_size, progress)
     for name, values in scores.items():
         if (bad := np.flatnonzero(~np.isfinite(values))).size:
@@ -63,10 +79,26 @@ def evaluate(
                 f"{len(values)} are not finite): the weights are broken, lower learning_rate and train again"
             )
     labels = np.asarray(category.labels)
-    metrics = {name: evaluate_maps(maps[name], masks, scores[name], labels) for name in maps}
-    return Evaluation(
-        category, images.numpy(), masks, labels, maps, scores, metrics, len(images) / max(seconds, 1e-9)
-    )
+    originals = [_original_mask(test, category.mask_rule) for test in category.test] if full_size else []
+    metrics = {}
+    for name, values in maps.items():
+        compared = (_at_size_of(values, originals), originals) if full_size else (values, masks)
+        metrics[name] = evaluate_maps(*compared, scores[name], labels, category.outlined)
+    speed, told = len(images) / max(seconds, 1e-9), (*category.warnings, *told)
+    return Evaluation(category, images.numpy(), masks, labels, maps, scores, metrics, speed, full_size, told)
+
+
+def _original_mask(test, rule: str) -> np.ndarray:
+    """Bool (H, W) in the size of the file; empty, in that of the image, for one without a mask."""
+    if test.mask is not None:
+        return read_mask(test.mask, None, rule).numpy()
+    return np.zeros(read_image(test.path).shape[1:], bool)
+
+
+def _at_size_of(maps: np.ndarray, masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Maps (N, S, S), each resized bilinearly to its mask (H, W)."""
+    pairs = zip(torch.from_numpy(maps), masks, strict=True)
+    return [F.interpolate(m[None, None], mask.shape, mode="bilinear")[0, 0].numpy() for m, mask in pairs]
 
 
 def _predict(detector: Detector, images: Tensor, batch_size: int | None, progress: bool):
@@ -103,7 +135,10 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
         "category": name,
         "seed": config.seed,
         "protocol": PROTOCOL,
-        "metrics": evaluation.metrics,
+        "full_size": evaluation.full_size,
+        "mask_rule": evaluation.category.mask_rule,
+        "warnings": evaluation.warnings,
+        "metrics": {name: _or_none(found) for name, found in evaluation.metrics.items()},
         "thresholds": detector.thresholds,
         "seconds": round(training.seconds, 1),
         "images_per_second": {
@@ -118,6 +153,11 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
     return write_json(result_path(results_dir, name, config.seed), values)
 
 
+def _or_none(metrics: dict[str, float]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: None if np.isnan(value) else value for name, value in metrics.items()}
+
+
 def collect_results(results_dir: str | Path) -> pd.DataFrame:
     """All result files of a folder, one row per category, seed and map: category, seed, map, the metrics,
     seconds, file. Raises ValueError naming a file that is not a result."""
@@ -127,7 +167,11 @@ def collect_results(results_dir: str | Path) -> pd.DataFrame:
             values = json.loads(path.read_text(encoding="utf-8"))
             common = {"category": values["category"], "seed": values["seed"]}
             for name, metrics in values["metrics"].items():
-                row = common | {"map": name} | {key: metrics[key] for key in METRICS}
+                row = (
+                    common
+                    | {"map": name}
+                    | {key: np.nan if metrics[key] is None else metrics[key] for key in METRICS}
+                )
                 rows.append(row | {"seconds": values["seconds"], "file": path.name})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a result file ({error!r}); move it away") from error
@@ -148,6 +192,8 @@ def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
 
 
 def _cell(mean: float, std: float) -> str:
+    if np.isnan(mean):
+        return "-"
     return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -176,9 +222,11 @@ def compare_with_paper(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
-    """Indices of the defective test images, from the best outlined to the worst, by their own pixel AP."""
-    found = np.flatnonzero(evaluation.labels)
-    quality = {i: pixel_ap(evaluation.maps[of][i : i + 1], evaluation.masks[i : i + 1]) for i in found}
+    """Indices of the test images whose defects are outlined, from the best found to the worst, by their own
+    pixel AP."""
+    found = [i for i, mask in enumerate(evaluation.masks) if mask.any()]
+    maps, masks = evaluation.maps[of], evaluation.masks
+    quality = {i: pixel_ap(maps[i : i + 1], masks[i : i + 1]) for i in found}
     return sorted(quality, key=quality.get, reverse=True)
 
 

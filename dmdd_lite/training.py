@@ -273,7 +273,7 @@ def finish(model: DMDD, data: TrainingData) -> Detector:
         from .plus.fusion import fit_plus
 
         plus = fit_plus(model, data.images, data.held_out)
-    detector = Detector.calibrated(model, plus, data.held_out)
+    detector = Detector.calibrated(model, plus, data.held_out, data.depth)
     if not all(map(math.isfinite, detector.thresholds.values())):
         raise TrainingError(
             f"the thresholds are {detector.thresholds}, the weights are too large: {remedy(model.config)} "

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dmdd_lite import explorer as widgets
-from dmdd_lite.data.images import DataError, load_images
+from dmdd_lite.data.images import load_images
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer

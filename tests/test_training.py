@@ -18,7 +18,7 @@ from builders import (
 
 from dmdd_lite import training
 from dmdd_lite.backbones.networks import TeacherError
-from dmdd_lite.data.layout import DataError
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.losses import aim_loss, flat_distance, ngm_loss
 from dmdd_lite.pairs import PairSource, alter, step_generator

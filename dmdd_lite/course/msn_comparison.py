@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data.images import load_images
-from ..data.layout import Category, load_masks
+from ..data.layout import Category
+from ..data.masks import load_masks
 from ..detector import Detector
 from ..evaluation import METRICS, Evaluation
 from ..losses import msn_loss, resize_mask
@@ -137,8 +138,8 @@ def keep_split(detector: Detector, category: Category, progress: bool = True) ->
     """Read the test split and keep its maps. Raises DataError for unreadable files."""
     size = detector.config.image_size
     paths = [image.path for image in category.test]
-    images = load_images(paths, size, "reading test images" if progress else None)
-    masks = load_masks(category.test, size, None).numpy()
+    images = load_images(paths, size, "reading test images" if progress else None, detector.depth)
+    masks = load_masks(category.test, size, None, category.mask_rule).numpy()
     return KeptSplit(
         detector.config, category, images, masks, keep_output(detector, images, progress=progress)
     )

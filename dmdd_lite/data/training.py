@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
+import warnings
 
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data.foreground import foreground_masks
-from .images import DataError, load_images
-from .layout import open_folder, open_train
+from .folders import open_folder
+from .images import bit_depth, load_images
+from .layout import open_train, vanishing_defects
+from .problems import DataError, DataWarning
 from .textures import procedural_textures
 
 TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
@@ -18,12 +21,14 @@ TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
-    None, textures uint8 (T, 3, S, S); and a fingerprint of the files."""
+    None, textures uint8 (T, 3, S, S); depth, the bits of the training images; and a fingerprint of the
+    files."""
 
     images: Tensor
     held_out: Tensor
     foreground: Tensor | None
     textures: Tensor
+    depth: int
     fingerprint: str
 
 
@@ -31,7 +36,8 @@ def load_training_data(
     config: Config, data_root, category: str, texture_root="", device="cpu", progress=True
 ) -> TrainingData:
     """Read and check train/good and the textures, procedural ones without a folder; never opens the test
-    split. Raises DataError."""
+    split. Of ground_truth, if there is one, it only tells which defects vanish at this image size.
+    Raises DataError."""
     paths = open_train(data_root, category)
     if len(paths) < 2:
         raise DataError(f"{data_root}/{category}/train/good has one image, two are needed: add good images")
@@ -41,8 +47,11 @@ def load_training_data(
             f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ "
             "needs three to train on: add good images, lower holdout, or set plus=None"
         )
-    texture_paths = open_folder(texture_root, recursive=True) if texture_root else []
-    images = load_images(paths, config.image_size, "reading images" if progress else None)
+    for text in vanishing_defects(data_root, category, config.image_size):
+        warnings.warn(text, DataWarning, stacklevel=3)
+    texture_paths = open_folder(texture_root) if texture_root else []
+    depth = bit_depth(paths)
+    images = load_images(paths, config.image_size, "reading images" if progress else None, depth)
     foreground = foreground_masks(images, category, config.foreground)
     rng = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(len(paths), generator=rng)
@@ -50,7 +59,8 @@ def load_training_data(
     if texture_paths:
         chosen = torch.randperm(len(texture_paths), generator=rng)[:TEXTURE_LIMIT].tolist()
         selected = [texture_paths[i] for i in sorted(chosen)]
-        textures = load_images(selected, config.image_size, "reading textures" if progress else None)
+        reading = "reading textures" if progress else None
+        textures = load_images(selected, config.image_size, reading, bit_depth(selected))
     else:
         textures = procedural_textures(config.image_size, config.seed)
     names = "\n".join([category, *(path.name for path in paths), *(path.name for path in texture_paths)])
@@ -59,5 +69,6 @@ def load_training_data(
         images[out].to(device),
         None if foreground is None else foreground[kept].to(device),
         textures.to(device),
+        depth,
         hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
-from ..data.images import DataError
-from ..data.layout import open_category, open_folder
+from ..data.folders import open_folder
+from ..data.layout import open_category
+from ..data.problems import DataError
 from ..evaluation import collect_results
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
@@ -106,7 +107,7 @@ def problems_of(jobs: list[Job]) -> list[str]:
     checks = [
         (open_category, one["data_root"], c) for c in dict.fromkeys(j.parameters["category"] for j in jobs)
     ]
-    checks += [(open_folder, one["texture_root"], True)] if one["texture_root"] else []
+    checks += [(open_folder, one["texture_root"])] if one["texture_root"] else []
     checks += [(build_teacher, config.teacher, config.teacher_weights, config.teacher_options)]
     checks += [(resolve_device, one["device"])]
     problems = []

@@ -9,8 +9,11 @@ import torch
 from builders import disc, make_category, save_image, tiny_config
 from PIL import Image
 
-from dmdd_lite.data.images import read_image, read_mask
-from dmdd_lite.data.layout import DataError, load_masks, open_category, open_folder
+from dmdd_lite.data.folders import open_folder
+from dmdd_lite.data.images import read_image
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import load_masks, read_mask
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.training import train
 
