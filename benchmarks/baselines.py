@@ -158,7 +158,7 @@ def run_baseline(name: str, data: Data, config: Config, options) -> dict:
         **settings_of(name, data, config, options),
         "seed": config.seed,
         "protocol": PROTOCOL,
-        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
+        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels, category.outlined)},
         "zones": grid.zone_recalls({MAP: maps}, masks),
         "seconds": round(seconds, 1),
         **describe(device),

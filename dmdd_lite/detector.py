@@ -142,6 +142,7 @@ class Detector:
                     decisive_map(self.config),
                     tuple(image.shape[1:]),
                     Path(source) if isinstance(source, str | Path) else None,
+                    self.depth,
                 )
 
     def save(self, folder: str | Path) -> Path:
@@ -236,7 +237,7 @@ def _read_settings(folder: Path) -> tuple[Config, dict[str, float], int, str]:
         thresholds = dict(zip(map_names(config), map(float, numbers), strict=True))
         if settings["bit_depth"] not in DEPTHS:
             raise ValueError(f"bit_depth must be one of {DEPTHS}, got {settings['bit_depth']!r}")
-        return config, thresholds, settings["bit_depth"], settings["sha256"]
+        return config, thresholds, int(settings["bit_depth"]), settings["sha256"]
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -247,7 +248,7 @@ def overlay(image, prediction: Prediction) -> Image.Image:
     """The image with its anomaly map as heat, as a PIL image of the same size."""
     from matplotlib import colormaps
 
-    pixels = read_image(image).permute(1, 2, 0).numpy() / 255
+    pixels = read_image(image, depth=prediction.depth).permute(1, 2, 0).numpy() / 255
     heat = colormaps["inferno"](prediction.map)[..., :3]
     strength = 0.7 * prediction.map[..., None]
     return Image.fromarray(np.uint8(255 * ((1 - strength) * pixels + strength * heat)))

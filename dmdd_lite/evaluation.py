@@ -231,11 +231,13 @@ def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
 
 
 def curves(evaluation: Evaluation) -> dict[str, dict]:
-    """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`."""
-    found = {}
+    """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`; the latter of images whose
+    masks are known, and NaN where none marks a pixel."""
+    found, known = {}, evaluation.category.outlined
+    masks = evaluation.masks[known]
     for name in evaluation.maps:
         roc = roc_curve(evaluation.labels, evaluation.scores[name], drop_intermediate=False)[:2]
-        pro = pro_curve(evaluation.maps[name], evaluation.masks)
+        pro = pro_curve(evaluation.maps[name][known], masks) if masks.any() else 2 * (np.full(2, np.nan),)
         metrics = evaluation.metrics[name]
         found[name] = {"roc": roc, "pro": pro, "auroc": metrics["image_auroc"], "aupro": metrics["aupro"]}
     return found

@@ -85,7 +85,7 @@ def aupro_per_image(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3)
     """
     _check_limit(fpr_limit)
     maps, masks = _maps_and_masks(maps, masks)
-    counted = [i for i, mask in enumerate(masks) if mask.any() and not mask.all()]
+    counted = _outlined(masks)
     if not counted:
         raise ValueError(
             "every defect fills its image, so that no image has a false positive rate of its own: "
@@ -111,30 +111,36 @@ def evaluate_maps(maps, masks, scores: np.ndarray, labels: np.ndarray, outlined=
     """All five metrics of one test set, with the FPR limit 0.3, by the names of their functions.
 
     outlined (N,): True for the images whose masks are known, None = for all; the metrics of pixels are of
-    these alone, and NaN where no anomalous image is among them. Takes and raises what those functions do, and
-    ValueError when there is not one score for each map, or a good image's mask is not empty. (That of an
-    anomalous one may be: a thin defect can vanish when resized.)
+    these alone, and NaN where no mask among them marks a pixel, or, of aupro_per_image, all those fill their
+    images. Takes and raises what those functions do, and ValueError when there is not one score for each map,
+    or a good image's mask is not empty. (That of an anomalous one may be: a thin defect can vanish when
+    resized.)
     """
     scores, labels = scores_and_labels(scores, labels)
     if len(scores) != len(maps):
         raise ValueError(f"{len(scores)} scores for {len(maps)} maps")
     found = {"image_auroc": image_auroc(scores, labels)}
     known = np.flatnonzero(np.ones(len(labels), bool) if outlined is None else outlined)
-    if not labels[known].any():
-        return found | dict.fromkeys(("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"), math.nan)
-    if len(known) < len(labels):
-        maps, masks, labels = [maps[i] for i in known], [masks[i] for i in known], labels[known]
-    maps, masks = _maps_and_masks(maps, masks)
+    maps, masks = checked_maps(maps, masks)
     wrong = [i for i, mask in enumerate(masks) if mask.any() and not labels[i]]
     if wrong:
         raise ValueError(f"image {wrong[0]} is labelled good, but its mask marks a defect")
+    maps, masks = [maps[i] for i in known], [masks[i] for i in known]
+    if not any(mask.any() for mask in masks):
+        return found | dict.fromkeys(("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"), math.nan)
+    maps, masks = _maps_and_masks(maps, masks)
     table = pixel_table(maps, masks)
     return found | {
         "pixel_auroc": _sklearn_on_table(roc_auc_score, table),
         "pixel_ap": _sklearn_on_table(average_precision_score, table),
         "aupro": _area(*_curve(table), 0.3),
-        "aupro_per_image": aupro_per_image(maps, masks),
+        "aupro_per_image": aupro_per_image(maps, masks) if _outlined(masks) else math.nan,
     }
+
+
+def _outlined(masks) -> list[int]:
+    """Which masks have pixels of both classes."""
+    return [i for i, mask in enumerate(masks) if mask.any() and not mask.all()]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -216,20 +222,20 @@ def checked_maps(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.nd
     """Finite maps, as they are, and bool masks, both (N, H, W) or lists of (H, W); ValueError says what else
     they are."""
     if isinstance(maps, list):
-        pairs = [
-            checked_maps(np.asarray(m)[None], np.asarray(k)[None]) for m, k in zip(maps, masks, strict=True)
-        ]
-        return [values[0] for values, _ in pairs], [mask[0] for _, mask in pairs]
-    maps, masks = _numbers(maps, "maps"), _as_bool(masks, "masks")
-    if maps.ndim != 3:
-        raise ValueError(f"maps must have the shape (N, H, W), not {maps.shape}")
-    if maps.size == 0:
-        raise ValueError(f"maps are empty: shape {maps.shape}")
+        maps, masks = [_numbers(m, "maps") for m in maps], [_as_bool(mask, "masks") for mask in masks]
+        shapes, others = [m.shape for m in maps], [mask.shape for mask in masks]
+    else:
+        maps, masks = _numbers(maps, "maps"), _as_bool(masks, "masks")
+        shapes, others = maps.shape, masks.shape
+    if any(values.ndim != 2 for values in maps) or (not isinstance(maps, list) and maps.ndim != 3):
+        raise ValueError(f"maps must have the shape (N, H, W), not {shapes}")
+    if not len(maps) or any(values.size == 0 for values in maps):
+        raise ValueError(f"maps are empty: shape {shapes}")
     bad = [i for i, values in enumerate(maps) if not np.isfinite(values).all()]
     if bad:
         raise ValueError(f"map {bad[0]} has NaN or infinite values ({len(bad)} of {len(maps)} maps do)")
-    if maps.shape != masks.shape:
-        raise ValueError(f"maps have the shape {maps.shape}, masks {masks.shape}")
+    if shapes != others:
+        raise ValueError(f"maps have the shape {shapes}, masks {others}")
     return maps, masks
 
 

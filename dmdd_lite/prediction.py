@@ -14,7 +14,7 @@ class Prediction:
 
     maps: by name the smoothed anomaly map (S, S), S = image_size of the configuration; scores and thresholds:
     by the same names; map_name: the map that decides; size: height and width of the image; path: None for
-    images from memory.
+    images from memory; depth: the detector's, bits of integers in images.
     """
 
     maps: dict[str, np.ndarray]
@@ -23,6 +23,7 @@ class Prediction:
     map_name: str
     size: tuple[int, int]
     path: Path | None = None
+    depth: int = 16
 
     @property
     def score(self) -> float:

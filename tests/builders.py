@@ -22,14 +22,12 @@ def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:
 
 
 def make_category(root: Path, name="nut", defects=("hole", "scratch"), count=3) -> Path:
-    """A sound category of 16 x 16 images, their grey values telling them apart."""
-    folder = root / name
+    """A sound category of 16 x 16 images of noise, all different."""
+    folder, rng = root / name, np.random.default_rng(count)
     for i in range(count):
-        image = np.full((16, 16, 3), 10 * i, np.uint8)
-        save_image(folder / f"train/good/{i:03}.png", image)
-        save_image(folder / f"test/good/{i:03}.png", image)
+        for part in ("train/good", "test/good", *(f"test/{defect}" for defect in defects)):
+            save_image(folder / f"{part}/{i:03}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
         for defect in defects:
-            save_image(folder / f"test/{defect}/{i:03}.png", image + 100)
             save_image(folder / f"ground_truth/{defect}/{i:03}_mask.png", disc())
     return folder
 

@@ -171,7 +171,8 @@ def evaluate_msn(
     maps = {name: torch.cat([part[name] for part in parts]) for name in of}
     scores = {name: image_scores(values).numpy() for name, values in maps.items()}
     maps, labels = {name: values.numpy() for name, values in maps.items()}, np.asarray(kept.category.labels)
-    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels) for name in of}
+    known = kept.category.outlined
+    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels, known) for name in of}
     return Evaluation(
         kept.category, kept.images.numpy(), kept.masks, labels, maps, scores, metrics, float("nan")
     )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_image
 
 from .problems import DataError
 
@@ -31,9 +30,15 @@ def read_values(source: str | Path | Image.Image) -> np.ndarray:
 
 
 def read_mask_values(path: str | Path) -> tuple[np.ndarray, bool]:
-    """(H, W), the brightest channel of a file, and whether its compression changes values (JPEG)."""
-    values, lossy = _decode(path, lambda image: (_values(image), image.format in ("JPEG", "MPO")))
+    """(H, W), the brightest channel of a file, and whether its compression changes values (JPEG, WebP)."""
+    values, lossy = _decode(path, lambda image: (_values(image), _is_lossy(image, path)))
     return (values.max(axis=2) if values.ndim == 3 else values), lossy
+
+
+def _is_lossy(image: Image.Image, path: str | Path) -> bool:
+    if image.format == "WEBP":
+        return b"VP8L" not in Path(path).read_bytes()  # the name of the lossless part
+    return image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # in a TIFF
 
 
 def _decode(source: str | Path | Image.Image, convert: Callable[[Image.Image], Any]) -> Any:
@@ -95,16 +100,18 @@ def _remedy(error: Exception) -> str:
 
 
 def _has_deep_colours(image: Image.Image) -> bool:
-    """Whether Pillow would keep only the upper byte of 16-bit colours; told by a file not decoded yet."""
-    return image.mode in ("RGB", "RGBA", "LA") and ";16" in str(
-        [tile[3] for tile in getattr(image, "tile", [])]
-    )
+    """Whether Pillow would keep only the upper byte of 16-bit colours; told by a file not decoded yet. (16
+    bits of a BMP are those of all three colours.)"""
+    raw = str([tile[3] for tile in getattr(image, "tile", [])])
+    return image.format in ("PNG", "TIFF") and not image.mode.startswith(("I", "F")) and ";16" in raw
 
 
 def _deep_colours(image: Image.Image) -> np.ndarray:
     """uint16 (H, W, 3) of a PNG; of a TIFF, whose lower bytes Pillow drops, only if the upper ones tell
     all."""
     if image.format == "PNG":
+        from torchvision.io import ImageReadMode, decode_image  # deprecated there: nothing else needs it
+
         image.fp.seek(0)
         data = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
         return decode_image(data, ImageReadMode.RGB, apply_exif_orientation=True).permute(1, 2, 0).numpy()
@@ -155,9 +162,9 @@ def checked(values: np.ndarray) -> np.ndarray:
 
 def highest_integer(path: str | Path) -> int:
     """Of a file of 16-bit values; else 0, by its header alone."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            deep = image.mode.startswith("I") or _has_deep_colours(image)
-    except Exception as error:  # as in _decode
-        raise DataError(f"{path}: {_remedy(error)}") from error
-    return int(read_values(path).max()) if deep else 0
+
+    def highest(image: Image.Image) -> int:
+        deep = image.mode.startswith("I") or _has_deep_colours(image)
+        return int(_values(image).max()) if deep else 0
+
+    return _decode(path, highest)

@@ -28,27 +28,35 @@ def folders(parent: Path) -> list[Path]:
     return [path for path in children(parent) if os.path.isdir(path)] if os.path.isdir(parent) else []
 
 
-def find_images(folder: str | Path) -> tuple[list[Path], list[Path]]:
+def find_images(folder: str | Path, whole: str | Path | None = None) -> tuple[list[Path], list[Path]]:
     """The images in a folder and its sub-folders, by suffix (in any case), sorted; and the other files.
 
-    Hidden ones do not count. Links to folders are followed, each folder once, so that none leads round in
-    circles. Links to files that are not there count as images, so that none is left out in silence.
-    Raises DataError if there is no such folder.
+    Hidden ones do not count. Links to folders are followed, each folder once, unless they lead into `whole`,
+    the folder itself if None, or to a folder above: such repeat what is there, and count as other files.
+    Links to files that are not there count as images, so that none is left out in silence. Raises DataError
+    if there is no such folder.
     """
     images, others, waiting, seen = [], [], [Path(folder)], set()
+    own = [Path(os.path.realpath(place)) for place in (folder, whole or folder)]
     while waiting:
-        below = waiting.pop()
+        below = waiting.pop(0)
         if (place := os.path.realpath(below)) in seen:
             continue
         seen.add(place)
         for path in children(below):
-            if os.path.isdir(path):
+            if os.path.isdir(path) and not (os.path.islink(path) and _leads_back(path, own)):
                 waiting.append(path)
             elif path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or os.path.islink(path)):
                 images.append(path)
             elif path.name.lower() not in OF_SYSTEM:
                 others.append(path)
     return sorted(images), sorted(others)
+
+
+def _leads_back(link: Path, places: list[Path]) -> bool:
+    """Whether it leads to, above or into one of the real paths."""
+    target = Path(os.path.realpath(link))
+    return any(target.is_relative_to(place) or place.is_relative_to(target) for place in places)
 
 
 def ignored(paths: Sequence[Path], root: Path) -> list[str]:

@@ -1,10 +1,10 @@
 """Reading images from files, PIL images and arrays, with one clear error for whatever is wrong.
 
 What a pixel becomes: grey is repeated to three channels; palettes and CMYK become RGB; alpha is dropped
-(the colour below it stays); the EXIF orientation is applied. Integers of more than 8 bits are divided by the
-largest value of their bit depth, which is one for all images of a category (`bit_depth`), never a stretch per
-image, so that equal grey values stay equal. Floating-point images must lie in [0, 1]. Of several pages or
-frames the first is read.
+(the colour below it stays); the EXIF orientation is applied. Of integers of more than 8 bits the upper 8 of
+their bit depth are kept, which is one for all images of a category (`bit_depth`), never a stretch per image,
+so that equal grey values stay equal. Floating-point images must lie in [0, 1]. Of several pages or frames the
+first is read.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ def _to_uint8(values: np.ndarray, depth: int) -> tuple[np.ndarray, bool]:
     """uint8 of the same shape, and whether values were clipped."""
     if values.dtype == np.uint8:
         return values, False
-    top = 1 if values.dtype.kind == "f" else 2**depth - 1
-    scaled = np.rint(values.astype(np.float32) * (255 / top))
-    return scaled.clip(max=255).astype(np.uint8), bool(values.max() > top)
+    if values.dtype.kind == "f":
+        return np.rint(values.astype(np.float32) * 255).astype(np.uint8), False
+    upper = values >> (depth - 8)  # exact for 8 bits that were shifted and for those that were multiplied
+    return upper.clip(max=255).astype(np.uint8), bool(values.max() >= 2**depth)

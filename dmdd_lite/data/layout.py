@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from .checks import examine
-from .folders import find_images, folders, ignored
+from .folders import children, find_images, folders, ignored
 from .images import bit_depth
 from .masks import RULES, vanishing
 from .problems import DataError, DataWarning, counted, some
@@ -46,16 +47,19 @@ class TestImage:
 @dataclass(frozen=True)
 class Category:
     """One category, all of its files known; `train` and `test` are sorted by path. mask_rule: how masks are
-    read, one of `masks.RULES`; depth: bits of the training images (`images.bit_depth`); warnings: what was
-    told when it was opened."""
+    read, one of `masks.RULES`; warnings: what was told when it was opened."""
 
     root: Path
     name: str
     train: tuple[Path, ...]
     test: tuple[TestImage, ...]
     mask_rule: str = "auto"
-    depth: int = 16
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def depth(self) -> int:
+        """Bits of the training images, as of `images.bit_depth`, which reads them."""
+        return bit_depth(self.train)
 
     @property
     def labels(self) -> np.ndarray:
@@ -95,15 +99,14 @@ def open_category(root: str | Path, name: str, check_files: bool = True, mask_ru
     test = _test_images(folder, problems, told)
     files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
     _finish(folder, problems, told, files if check_files else [], len(train), mask_rule)
-    return Category(Path(root), name, tuple(train), tuple(test), mask_rule, bit_depth(train), tuple(told))
+    return Category(Path(root), name, tuple(train), tuple(test), mask_rule, tuple(told))
 
 
 def vanishing_defects(root: str | Path, name: str, size: int) -> list[str]:
     """A warning if defects of the category's masks vanish at this image size, else none; no image is read."""
-    masks = [
-        p for f in folders(Path(root) / name / "ground_truth") if f.name != GOOD for p in find_images(f)[0]
-    ]
-    return vanishing(masks, size)
+    category = Path(root) / name
+    defects = [folder for folder in folders(category / "ground_truth") if folder.name != GOOD]
+    return vanishing([path for folder in defects for path in find_images(folder, category)[0]], size)
 
 
 def _finish(folder: Path, problems: list[str], told: list[str], files: list, train: int, rule: str):
@@ -156,18 +159,20 @@ def _check_level(root: Path, folder: Path | None):
 
 def _train_images(category: Path, problems: list[str], told: list[str]) -> list[Path]:
     folder = category / "train" / GOOD
-    images, others = find_images(folder) if os.path.isdir(folder) else ([], [])
+    images, others = find_images(folder, category) if os.path.isdir(folder) else ([], [])
     if not images:
         state = "no images" if os.path.isdir(folder) else "no such folder"
         problems.append(f"{folder}: {state}; put the defect-free images to train on there")
-    elsewhere = [path for path in _all_files(category / "train") if folder not in path.parents]
-    told += ignored(sorted(others + elsewhere), category)
+    beside = others + _files(category / "train")
+    for place in folders(category / "train"):
+        beside += [path for found in find_images(place, category) for path in found if place != folder]
+    told += ignored(sorted(beside), category)
     return images
 
 
-def _all_files(folder: Path) -> list[Path]:
-    images, others = find_images(folder) if os.path.isdir(folder) else ([], [])
-    return images + others
+def _files(folder: Path) -> list[Path]:
+    """What a folder, which need not exist, holds beside folders."""
+    return [path for path in children(folder) if not os.path.isdir(path)] if os.path.isdir(folder) else []
 
 
 def _test_images(category: Path, problems: list[str], told: list[str]) -> list[TestImage]:
@@ -177,9 +182,9 @@ def _test_images(category: Path, problems: list[str], told: list[str]) -> list[T
         problems.append(f"{split}: no such folder; put test images into test/good and test/<defect>")
         return []
     test: list[TestImage] = []
-    left = [path for place in (split, truth) for path in _all_files(place) if path.parent == place]
+    left = _files(split) + _files(truth)
     for folder in folders(split):
-        (images, others), masks = find_images(folder), {}
+        (images, others), masks = find_images(folder, category), {}
         left += others
         if images and folder.name != GOOD:
             masks = _match_masks(images, folder, truth / folder.name, problems)
@@ -199,6 +204,8 @@ def _test_images(category: Path, problems: list[str], told: list[str]) -> list[T
     for folder in folders(truth):
         if folder.name not in defects | {GOOD}:
             problems.append(f"{folder}: no test folder of that name; add {split / folder.name} or remove it")
+        elif folder.name != GOOD:
+            left += find_images(folder, category)[1]
     told += ignored(sorted(left), category)
     return test
 
@@ -206,7 +213,8 @@ def _test_images(category: Path, problems: list[str], told: list[str]) -> list[T
 def _match_masks(images: list[Path], split: Path, folder: Path, problems: list[str]) -> dict[Path, Path]:
     """The mask of each image that has one: the file with the stem `<stem>_mask` or `<stem>` in the same
     sub-folder of `folder`, else in `folder` itself."""
-    owners = {path: [] for path in (find_images(folder)[0] if os.path.isdir(folder) else [])}
+    category = folder.parent.parent
+    owners = {path: [] for path in (find_images(folder, category)[0] if os.path.isdir(folder) else [])}
     places: dict[tuple[Path, str], list[Path]] = {}
     for mask in owners:
         places.setdefault((mask.parent, mask.stem), []).append(mask)

@@ -1,9 +1,10 @@
 """Masks: which pixels are defective, and what is left of a defect at the size of the maps.
 
 RULES say how a mask is read. 'nonzero': every pixel but black is defective, as in masks of labels. 'half':
-what exceeds half of the mask's maximum, as in masks with soft borders. 'auto': 'half' for JPEG, for floating
-point and for masks that look soft (`looks_soft`), else 'nonzero'. Of colours the brightest channel counts; of
-a palette its colours, not the indices, which optimisers permute; transparency is not read."""
+what exceeds half of the mask's maximum, as in masks with soft borders. 'auto': 'half' for JPEG and lossy
+WebP, for floating point and for masks that look soft (`looks_soft`), else 'nonzero'. Of colours the brightest
+channel counts; of a palette its colours, not the indices, which optimisers permute; transparency is not read.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ RULES = ("auto", "nonzero", "half")
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel that may belong to its region
 LEVELS = 16  # values of a mask of labels at most
 SOFT = (
-    0.9  # fraction of the intermediate pixels of a soft mask that lie on slopes, and of its area with a core
+    0.9  # share of the intermediate pixels of a soft mask on slopes, and of its area in regions with a core
 )
 
 

@@ -47,9 +47,9 @@ def load_training_data(
             f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ "
             "needs three to train on: add good images, lower holdout, or set plus=None"
         )
+    texture_paths = open_folder(texture_root) if texture_root else []
     for text in vanishing_defects(data_root, category, config.image_size):
         warnings.warn(text, DataWarning, stacklevel=3)
-    texture_paths = open_folder(texture_root) if texture_root else []
     depth = bit_depth(paths)
     images = load_images(paths, config.image_size, "reading images" if progress else None, depth)
     foreground = foreground_masks(images, category, config.foreground)

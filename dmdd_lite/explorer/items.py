@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..data.files import FORMATS
+from ..data.files import FORMATS, READABLE
 from ..data.folders import open_folder
 from ..data.images import read_image
 from ..data.layout import Category, open_category
@@ -65,4 +65,4 @@ def read_bytes(data: bytes, name: str, depth: int = 16) -> torch.Tensor:
     try:
         return read_image(Image.open(io.BytesIO(data), formats=FORMATS), depth=depth)
     except Exception as error:  # Pillow's decoders raise a dozen types for broken files
-        raise DataError(f"{name}: not a readable PNG, JPEG, BMP or TIFF image") from error
+        raise DataError(f"{name}: not a readable {READABLE} image") from error

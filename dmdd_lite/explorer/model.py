@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..data.images import read_image
-from ..data.layout import Category
+from ..data.layout import GOOD, Category
 from ..data.masks import read_mask
 from ..detector import Detector, decisive_map, map_names
 from ..evaluation import Evaluation
@@ -131,7 +131,7 @@ class Explorer:
         truth = None
         if item.mask is not None:
             truth = read_mask(item.mask, size, item.mask_rule).numpy()
-        elif item.defect is not None:
+        elif item.defect == GOOD:  # a defective image without a mask has none
             truth = np.zeros((size, size), dtype=bool)
         share = SIDE / max(original.shape[1:])  # small ones grow: lines drawn on them stay thin
         shown = [max(1, round(share * side)) for side in original.shape[:0:-1]]
@@ -163,7 +163,7 @@ class Explorer:
         """Whether the image is anomalous: by its label, else by the detector's decision."""
         defect = self.items[index].defect
         if defect is not None:
-            return defect != "good"
+            return defect != GOOD
         return bool(self.scores(self.decisive)[index] > self.detector.threshold)
 
     @property

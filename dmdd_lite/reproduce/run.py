@@ -261,7 +261,8 @@ def _outcome(job: Job, future) -> tuple[str, str]:
             if finished(job) is None:
                 write_json(job.result, told)
             fused = told["metrics"]["fused"]
-            numbers = [f"{name} {100 * fused[name]:.2f}" for name in ("image_auroc", "pixel_auroc", "aupro")]
+            known = [n for n in ("image_auroc", "pixel_auroc", "aupro") if fused[n] is not None]
+            numbers = [f"{name} {100 * fused[name]:.2f}" for name in known]
             told = ", ".join([*numbers, f"{told['seconds'] / 60:.1f} minutes of training"])
     except Exception as error:  # of the kernel, the worker or the scheduler
         state, told = "failed", f"{type(error).__name__}: {error}"
