@@ -1,5 +1,7 @@
 """Images, masks, categories and tiny models that the tests share."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,36 @@ def save_image(path: Path, array, mode: str | None = None, **options) -> Path:
     image = array if isinstance(array, Image.Image) else Image.fromarray(np.asarray(array))
     (image.convert(mode) if mode else image).save(path, **options)
     return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def deep_tiff(array: np.ndarray) -> bytes:
+    """16-bit colours (H, W, 3), which Pillow cannot write."""
+    (height, width, _), pixels, at = array.shape, array.astype("<u2").tobytes(), 134
+    tags = {256: width, 257: height, 258: at, 259: 1, 262: 2, 273: at + 6, 277: 3, 278: height}
+    tags |= {279: len(pixels), 284: 1}
+    entries = b"".join(
+        struct.pack("<HHII", t, 4 - (t == 258), 1 + 2 * (t == 258), v) for t, v in tags.items()
+    )
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return header + struct.pack("<HHH", 16, 16, 16) + pixels
+
+
+def deep_png(array: np.ndarray) -> bytes:
+    """As `deep_tiff`."""
+
+    def part(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:

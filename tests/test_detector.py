@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.detector import Detector, DetectorError
+from dmdd_lite.data.problems import DataWarning
+from dmdd_lite.detector import Detector, DetectorError, overlay
 from dmdd_lite.evaluation import evaluate
 
 
@@ -82,11 +83,26 @@ def test_the_fused_map_is_the_same_with_and_without_dmdd_plus(detector):
 
 def test_thresholds_are_the_highest_held_out_scores_of_every_map():
     held_out, untrained = random_images(9), tiny_detector()
-    detector = Detector.calibrated(untrained.model, untrained.plus, held_out)
+    detector = Detector.calibrated(untrained.model, untrained.plus, held_out, 8)
     found = [detector.predict(image.permute(1, 2, 0).numpy()) for image in held_out]
     for name, threshold in detector.thresholds.items():
         assert threshold == pytest.approx(max(p.scores[name] for p in found), rel=1e-5)
     assert detector.threshold == detector.thresholds["plus"] == found[0].threshold
+
+
+def test_deep_images_are_read_at_the_depth_of_the_training_images(detector, folder, tmp_path):
+    eight = np.asarray(Image.open(folder / "test/good/000.png").convert("L"))
+    deep, twelve = eight.astype(np.uint16) * 16, Detector(detector.model, detector.plus, None, 12)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    one, loaded = detector.predict(eight), Detector.load(twelve.save(tmp_path / "saved"), "cpu")
+    for source in (deep, tmp_path / "deep.png", deep.astype(np.int32)):
+        assert_same(loaded.predict(source), one)
+        assert overlay(source, loaded.predict(source)) == overlay(eight, one)
+    with pytest.warns(
+        DataWarning, match=r"^1 image with values above 4095.*: .*bright\.png; no training image"
+    ):
+        Image.fromarray(deep * 2).save(tmp_path / "bright.png")
+        loaded.predict([eight, tmp_path / "bright.png"])
 
 
 def test_saved_and_loaded_predicts_the_same_without_the_hub(detector, saved, folder, monkeypatch):

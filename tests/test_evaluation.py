@@ -1,17 +1,22 @@
 """Evaluation, result files and tables: known numbers in, known numbers out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from builders import some_samples, tiny_detector
+import torch.nn.functional as F
+from builders import disc, make_category, save_image, some_samples, tiny_detector
 
 from dmdd_lite import evaluation
+from dmdd_lite.course.plots import plot_roc_and_pro
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import read_mask
+from dmdd_lite.data.problems import DataWarning
 from dmdd_lite.detector import MAP_NAMES
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
-from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.metrics import evaluate_maps, image_auroc
 from dmdd_lite.training import Training
 
 
@@ -40,12 +45,57 @@ def test_result_file(scored, tmp_path):
     assert path.name == "pcb_seed3.json"
     values = json.loads(path.read_text())
     assert values["metrics"] == found.metrics
+    assert (values["warnings"], values["full_size"], values["mask_rule"]) == ([], False, "auto")
     assert values["config"] == detector.config.to_dict()
     assert (values["seconds"], values["images_per_second"]["training_pairs"]) == (12.3, 5.68)
     assert values["protocol"].startswith("last")
     frame = collect_results(tmp_path)
     assert frame["map"].tolist() == list(MAP_NAMES)
     assert frame.set_index("map").loc["fused", "aupro"] == values["metrics"]["fused"]["aupro"]
+
+
+def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp_path):
+    """Of masks and images of different sizes; images without a mask count for image metrics only."""
+    folder = make_category(tmp_path, count=4)
+    for i, name in enumerate(sorted((folder / "ground_truth/hole").iterdir())[1:], start=2):
+        save_image(name, disc().repeat(i, 0).repeat(i, 1))
+    (folder / "ground_truth/hole/000_mask.png").unlink()
+    detector = tiny_detector(plus=None)
+    with pytest.warns(DataWarning, match="1 defective image without a mask"):
+        category = open_category(tmp_path, "nut")
+    whole = evaluation.evaluate(detector, category, progress=False, full_size=True)
+    small = evaluation.evaluate(detector, category, progress=False)
+    known, maps, masks = category.outlined, [], []
+    for test, values in zip(category.test, whole.maps["fused"], strict=True):
+        if test.mask or not test.is_anomalous:
+            masks.append(read_mask(test.mask).numpy() if test.mask else np.zeros((16, 16), bool))
+            resized = F.interpolate(torch.from_numpy(values)[None, None], masks[-1].shape, mode="bilinear")
+            maps.append(resized[0, 0].numpy())
+    assert {mask.shape for mask in masks} == {(16, 16), (32, 32), (48, 48), (64, 64)}
+    for found, compared in (
+        (whole, (maps, masks)),
+        (small, (small.maps["fused"][known], small.masks[known])),
+    ):
+        expected = evaluate_maps(*compared, found.scores["fused"][known], found.labels[known])
+        expected["image_auroc"] = image_auroc(found.scores["fused"], found.labels)
+        assert found.metrics["fused"] == expected
+    written = evaluation.write_result(tmp_path, whole, detector, Training(detector, None, 1, 1))
+    values = json.loads(written.read_text())
+    assert (values["full_size"], values["warnings"]) == (True, list(category.warnings))
+
+
+def test_without_any_mask_pixels_have_no_metrics_and_tables_say_so(tmp_path):
+    shutil.rmtree(make_category(tmp_path, defects=("hole",)) / "ground_truth")
+    with pytest.warns(DataWarning, match="3 defective images without a mask"):
+        category = open_category(tmp_path, "nut")
+    detector = tiny_detector(plus=None)
+    found = evaluation.evaluate(detector, category, progress=False)
+    path = evaluation.write_result(tmp_path, found, detector, Training(detector, None, 1, 1))
+    values = json.loads(path.read_text())["metrics"]["fused"]
+    assert {name for name, value in values.items() if value is None} == set(METRICS[1:])
+    plot_roc_and_pro(evaluation.curves(found))
+    assert evaluation.rank_anomalous(found) == []
+    assert results_table(collect_results(tmp_path)).loc["nut"].tolist()[2:] == ["-"] * 4
 
 
 def write(folder, category, seed, value):

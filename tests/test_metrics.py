@@ -31,11 +31,12 @@ def regions_of(mask):
 def brute_curve(maps, masks):
     """(FPR, PRO) in exact fractions at every distinct score, from (0, 0)."""
     regions = [(i, region) for i, mask in enumerate(masks) for region in regions_of(mask)]
-    normal, points = int((~masks).sum()), [(Fraction(0), Fraction(0))]
-    for threshold in np.unique(maps)[::-1]:
-        on = maps >= threshold
+    normal, points = sum(int((~mask).sum()) for mask in masks), [(Fraction(0), Fraction(0))]
+    for threshold in np.unique(np.concatenate([values.ravel() for values in maps]))[::-1]:
+        on = [values >= threshold for values in maps]
         pro = sum(Fraction(sum(bool(on[i][p]) for p in region), len(region)) for i, region in regions)
-        points.append((Fraction(int((on & ~masks).sum()), normal), pro / len(regions)))
+        wrong = sum(int((o & ~mask).sum()) for o, mask in zip(on, masks, strict=True))
+        points.append((Fraction(wrong, normal), pro / len(regions)))
     return points
 
 
@@ -152,6 +153,19 @@ def test_evaluate_maps_is_the_five_metrics():
     assert result.pop("image_auroc") == metrics.image_auroc(scores, labels)
     names = ["pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"]
     assert result == {name: getattr(metrics, name)(maps, masks) for name in names}
+
+
+def test_maps_of_mixed_sizes_are_pooled():
+    for seed in range(40):
+        (maps, masks), (more, marked) = tiny_case(seed), tiny_case(seed + 1)
+        mixed = [*maps, *more], [*masks, *marked]
+        assert metrics.aupro(*mixed) == pytest.approx(brute_aupro(*mixed, 0.3), abs=1e-12)
+        flat = [np.concatenate([values.ravel() for values in part])[None, None] for part in mixed]
+        assert metrics.pixel_auroc(*mixed) == metrics.pixel_auroc(*flat)
+        assert metrics.aupro(list(maps), list(masks)) == metrics.aupro(maps, masks)
+    for maps, reason in ((maps * np.nan, f"map {len(more)} has NaN"), (maps[:, 1:], "have the shape")):
+        with pytest.raises(ValueError, match=reason):
+            metrics.pixel_ap([*more, *maps], [*marked, *masks])
 
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "pro_curve")

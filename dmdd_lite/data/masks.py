@@ -41,9 +41,11 @@ def read_mask(path: str | Path, size: int | None = None, rule: str = "auto") -> 
 
 def looks_soft(values: np.ndarray) -> bool:
     """Whether a mask (H, W) has soft borders instead of labels: more than LEVELS values, nearly all of those
-    between zero and the highest on slopes, and nearly all of its area in regions that reach half of it."""
+    well between zero and the highest on slopes, and nearly all of its area in regions that reach half of
+    it."""
     highest = values.max()
-    between = (values > 0) & (values < highest)
+    margin = highest / LEVELS  # rounding and ringing stay within
+    between = (values > margin) & (values < highest - margin)
     if not between.any() or len(np.unique(values)) <= LEVELS:
         return False
     flat = ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(values, 3)

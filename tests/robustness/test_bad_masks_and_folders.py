@@ -13,7 +13,7 @@ from dmdd_lite.data.folders import open_folder
 from dmdd_lite.data.images import read_image
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.masks import load_masks, read_mask
-from dmdd_lite.data.problems import DataError
+from dmdd_lite.data.problems import DataError, DataWarning
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.training import train
 
@@ -40,18 +40,22 @@ def alpha_only(marked: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([np.zeros_like(marked)] * 3 + [marked], axis=2))
 
 
-@pytest.mark.parametrize("on, off, share", [(255, 255, 1.0), (0, 255, 226 / 256), (128, 0, 30 / 256)])
-def test_masks_that_look_odd_are_taken_as_they_are(category, on, off, share):
-    """Full, inverted, grey."""
-    path = category / "ground_truth/hole/000_mask.png"
-    save_image(path, np.where(disc() > 0, on, off).astype(np.uint8))
-    masks = load_masks(check(category).test, 16, None)
-    assert masks[-2].float().mean() == share
+@pytest.mark.parametrize("mask, share, told", [
+    (disc() | 255, 1.0, "1 mask covering over 60%"),
+    (255 - disc(), 226 / 256, "1 mask covering over 60%"),
+    (disc(on=128), 30 / 256, ""),
+    (disc(on=0), 0, "1 mask marking nothing"),
+    (alpha_only(disc()), 0, "1 mask marking nothing"),
+    (disc().repeat(3, 0).repeat(3, 1), 30 / 256, ""),
+], ids=["full", "inverted", "grey", "empty", "alpha only", "larger"])  # fmt: skip
+def test_masks_that_look_odd_are_taken_as_they_are_and_told(category, mask, share, told, recwarn):
+    save_image(category / "ground_truth/hole/000_mask.png", mask)
+    found = check(category)
+    assert load_masks(found.test, 16, None)[-2].float().mean() == share
+    assert [text[: len(told)] for text in found.warnings] == ([told] if told else [])
 
 
 @pytest.mark.parametrize("mask, message", [
-    (disc(on=0), r"000_mask\.png: empty mask; mark the defect"),
-    (alpha_only(disc()), r"000_mask\.png: empty mask; mark the defect \(transparency is not read\)"),
     (disc()[:, :9], r"000_mask\.png: a mask of 9 x 16 pixels does not fit its image of 16 x 16; turn"),
     (np.full((16, 16), np.nan, np.float32), r"000_mask\.png: unreadable image \(floating-point pixels must"),
     (np.full((16, 16), -5, np.int32), r"000_mask\.png: unreadable image \(integers outside 0\.\.65535"),
@@ -95,14 +99,29 @@ def test_names_of_any_kind(category, name):
     refusal(category).encode()  # can be printed
 
 
-def test_what_is_no_image_is_left_out(category):
+def test_what_is_no_image_is_left_out_and_named(category):
     good = category / "train/good"
-    for name in ("Thumbs.db", ".DS_Store", "._000.png", "notes.txt", "a.png~", "b.webp"):
+    for name in ("Thumbs.db", ".DS_Store", "._000.png", "notes.txt", "a.png~", "b.heic"):
         (good / name).write_bytes(b"\0\5\x16\7")
     (good / "folder.png").mkdir()
     os.mkfifo(good / "pipe.png")
     (category / "train/good/000.png").rename(good / "000.PnG")
-    assert [path.name for path in check(category).train] == ["000.PnG", "001.png"]
+    told = r"4 files ignored .*good/a\.png~, train/good/b\.heic, train/good/notes\.txt, train/good/pipe\.png;"
+    with pytest.warns(DataWarning, match=told):
+        assert [path.name for path in check(category).train] == ["000.PnG", "001.png"]
+
+
+def test_sub_folders_are_read_with_masks_beside_or_above(category):
+    for part in ("train/good", "test/hole", "ground_truth/hole"):
+        for i, name in enumerate(sorted(os.listdir(category / part))):
+            inner = category / part / f"day {i * (part != 'ground_truth/hole')}"
+            inner.mkdir(exist_ok=True)
+            (category / part / name).rename(inner / name)
+    (category / "ground_truth/hole/day 0/001_mask.png").rename(category / "ground_truth/hole/001_mask.png")
+    found = check(category)
+    assert [path.parent.name for path in found.train] == ["day 0", "day 1"]
+    assert [image.mask.name for image in found.test[-2:]] == ["000_mask.png", "001_mask.png"]
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize("part", FILES)
@@ -116,11 +135,31 @@ def test_links_that_lead_nowhere_are_named_and_others_followed(category, part, t
     assert f"{path}: a link to a file that is not there; restore that file or remove the link" in told
 
 
-def test_links_to_folders_are_not_followed_in_circles(category):
+def test_links_to_folders_are_followed_once_and_not_in_circles(category, tmp_path):
+    """Neither above nor into the same category, where they only repeat what is there."""
     (category / "test/hole/again").symlink_to(category)
     (category / "train/good/up").symlink_to("..")
-    assert len(check(category).test) == 4
-    assert len(open_folder(category, recursive=True)) == 8
+    (category / "test/good/root").symlink_to("/")
+    save_image(tmp_path / "more/deep/9.png", disc())
+    (tmp_path / "more/back").symlink_to(category / "test")
+    for name in ("more", "more too"):
+        (category / "train/good" / name).symlink_to(tmp_path / "more")
+    with pytest.warns(DataWarning, match="2 files ignored") as caught:
+        found = check(category)
+    assert (len(found.test), len(found.train)) == (4, 3)
+    assert "train/good/more/back, train/good/up;" in str(caught[0].message)
+    assert "test/good/root, test/hole/again;" in str(caught[1].message)
+    with pytest.warns(DataWarning, match="4 files ignored"):
+        assert len(open_folder(category)) == 9
+
+
+def test_a_linked_train_good_is_read(category, tmp_path):
+    for place in (tmp_path / "elsewhere", category / "inside"):
+        (category / "train/good").rename(place)
+        (category / "train/good").symlink_to(place)
+        assert (len(check(category).train), check(category).warnings) == (2, ())
+        (category / "train/good").unlink()
+        place.rename(category / "train/good")
 
 
 # ---- what training makes of it ------------------------------------------------------------------------
