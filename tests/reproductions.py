@@ -31,7 +31,7 @@ if Path(folder, f"die_{name}").exists():
     os.kill(os.getpid(), signal.SIGKILL)
 metrics = {"fused": dict.fromkeys(%r, 0.75)}
 values = {"category": category, "seed": seed, "config": config.to_dict(), "metrics": metrics}
-values |= {"seconds": 90.0, "device": "cpu: test"}
+values |= {"seconds": 90.0, "device": "cpu: test", "mask_rule": mask_rule, "full_size": full_size}
 Path(folder, f"{name}.json").write_text(json.dumps(values))
 with open(folder / "written.txt", "a") as file:
     file.write(name + "\\n")
@@ -86,6 +86,7 @@ def write_result_of(job: Job, **changes):
     config = job.config().to_dict() | changes
     values = {"category": job.parameters["category"], "seed": job.parameters["seed"], "config": config}
     maps = dict.fromkeys(("fused", "plus"), dict.fromkeys(METRICS, 0.75))
+    values |= {name: job.parameters[name] for name in ("mask_rule", "full_size")}
     values |= {"metrics": maps, "seconds": 90.0, "device": "cpu: test"}
     job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.write_text(json.dumps(values))

@@ -163,9 +163,9 @@ def test_maps_of_mixed_sizes_are_pooled():
         flat = [np.concatenate([values.ravel() for values in part])[None, None] for part in mixed]
         assert metrics.pixel_auroc(*mixed) == metrics.pixel_auroc(*flat)
         assert metrics.aupro(list(maps), list(masks)) == metrics.aupro(maps, masks)
-    for maps, reason in ((maps * np.nan, f"map {len(more)} has NaN"), (maps[:, 1:], "have the shape")):
+    for wrong, reason in ((maps * np.nan, f"map {len(more)} has NaN"), (maps[:, 1:], "have the shape")):
         with pytest.raises(ValueError, match=reason):
-            metrics.pixel_ap([*more, *maps], [*marked, *masks])
+            metrics.pixel_ap([*more, *wrong], [*marked, *masks])
 
 
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "pro_curve")

@@ -99,6 +99,8 @@ def finished(job: Job) -> dict | None:
         _ = values["metrics"]["fused"], values["seconds"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{job.result} is not a result file ({error!r}); move it away") from error
+    pairs = [(name, values.get(name), job.parameters[name]) for name in ("mask_rule", "full_size")]
+    changed += [f"{name}: {before!r} -> {now!r}" for name, before, now in pairs if before != now]
     changed += _other_textures(job)
     if changed:
         told = f"{job.result} was made with other settings ({'; '.join(changed)})"
