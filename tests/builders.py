@@ -1,5 +1,6 @@
 """Images, masks, categories and tiny models that the tests share."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -23,15 +24,16 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def deep_tiff(array: np.ndarray) -> bytes:
-    """16-bit colours (H, W, 3), which Pillow cannot write."""
-    (height, width, _), pixels, at = array.shape, array.astype("<u2").tobytes(), 134
-    tags = {256: width, 257: height, 258: at, 259: 1, 262: 2, 273: at + 6, 277: 3, 278: height}
-    tags |= {279: len(pixels), 284: 1}
-    entries = b"".join(
-        struct.pack("<HHII", t, 4 - (t == 258), 1 + 2 * (t == 258), v) for t, v in tags.items()
+    """16-bit colours (H, W, 3), which Pillow cannot write: 8-bit ones of twice the width, renamed."""
+    (height, width, _), file = array.shape, io.BytesIO()
+    twice = Image.frombytes("RGB", (2 * width, height), array.astype("<u2").tobytes())
+    twice.save(file, "TIFF")
+    of_width = [struct.pack("<HHIHH", 256, 3, 1, n, 0) for n in (2 * width, width)]
+    return (
+        file.getvalue()
+        .replace(*of_width)
+        .replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 16, 16, 16))
     )
-    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
-    return header + struct.pack("<HHH", 16, 16, 16) + pixels
 
 
 def deep_png(array: np.ndarray) -> bytes:
@@ -45,6 +47,12 @@ def deep_png(array: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     parts = part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def palette(image: Image.Image, *colours) -> Image.Image:
+    image = image.copy()
+    image.putpalette([value for colour in colours for value in colour])
+    return image
 
 
 def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:

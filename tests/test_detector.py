@@ -119,12 +119,6 @@ def break_weights(folder, change):
     save_file(state, folder / "model.safetensors")
 
 
-def test_a_tensor_too_many_is_named(saved):
-    break_weights(saved, lambda state: state.update(extra=torch.ones(2)))
-    with pytest.raises(DetectorError, match="extra"):
-        Detector.load(saved, "cpu")
-
-
 def test_weights_of_another_training_are_noticed(saved):
     """As after a kill between the two files of a save over another detector."""
     break_weights(saved, lambda state: state["dmdd.msn.gain"].add_(1))
@@ -142,11 +136,3 @@ def test_detectors_of_older_versions_are_told_to_be_trained_again(saved):
     )
     with pytest.raises(DetectorError, match=told):
         Detector.load(saved, "cpu")
-
-
-def test_save_is_atomic(detector, saved, monkeypatch):
-    before = tree(saved)
-    monkeypatch.setattr("dmdd_lite.detector.save_file", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        detector.save(saved)
-    assert tree(saved) == before

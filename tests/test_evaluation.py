@@ -1,7 +1,7 @@
 """Evaluation, result files and tables: known numbers in, known numbers out."""
 
+import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from dmdd_lite.detector import MAP_NAMES
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.metrics import evaluate_maps, image_auroc
 from dmdd_lite.training import Training
+
+UNTRAINED = Training(None, None, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -65,34 +67,22 @@ def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp
         category = open_category(tmp_path, "nut")
     whole = evaluation.evaluate(detector, category, progress=False, full_size=True)
     small = evaluation.evaluate(detector, category, progress=False)
-    known, maps, masks = category.outlined, [], []
-    for test, values in zip(category.test, whole.maps["fused"], strict=True):
-        if test.mask or not test.is_anomalous:
-            masks.append(read_mask(test.mask).numpy() if test.mask else np.zeros((16, 16), bool))
-            resized = F.interpolate(torch.from_numpy(values)[None, None], masks[-1].shape, mode="bilinear")
-            maps.append(resized[0, 0].numpy())
+    known, tests = category.outlined, np.array(category.test)[category.outlined]
+    masks = [read_mask(test.mask).numpy() if test.mask else np.zeros((16, 16), bool) for test in tests]
     assert {mask.shape for mask in masks} == {(16, 16), (32, 32), (48, 48), (64, 64)}
-    for found, compared in (
-        (whole, (maps, masks)),
-        (small, (small.maps["fused"][known], small.masks[known])),
-    ):
-        expected = evaluate_maps(*compared, found.scores["fused"][known], found.labels[known])
-        expected["image_auroc"] = image_auroc(found.scores["fused"], found.labels)
-        assert found.metrics["fused"] == expected
-    written = evaluation.write_result(tmp_path, whole, detector, Training(detector, None, 1, 1))
-    values = json.loads(written.read_text())
-    assert (values["full_size"], values["warnings"]) == (True, list(category.warnings))
-
-
-def test_without_any_mask_pixels_have_no_metrics_and_tables_say_so(tmp_path):
-    shutil.rmtree(make_category(tmp_path, defects=("hole",)) / "ground_truth")
-    with pytest.warns(DataWarning, match="3 defective images without a mask"):
-        category = open_category(tmp_path, "nut")
-    detector = tiny_detector(plus=None)
-    found = evaluation.evaluate(detector, category, progress=False)
-    path = evaluation.write_result(tmp_path, found, detector, Training(detector, None, 1, 1))
-    values = json.loads(path.read_text())["metrics"]["fused"]
-    assert {name for name, value in values.items() if value is None} == set(METRICS[1:])
+    small_maps = torch.from_numpy(whole.maps["fused"][known])[:, None]
+    pairs = zip(small_maps.split(1), masks, strict=True)
+    maps = [F.interpolate(one, mask.shape, mode="bilinear")[0, 0].numpy() for one, mask in pairs]
+    scores, labels = whole.scores["fused"], whole.labels
+    compared = ((whole, maps, masks), (small, small.maps["fused"][known], small.masks[known]))
+    for found, *pixels in compared:
+        expected = evaluate_maps(*pixels, scores[known], labels[known])
+        assert found.metrics["fused"] == expected | {"image_auroc": image_auroc(scores, labels)}
+    written = json.loads(evaluation.write_result(tmp_path, whole, detector, UNTRAINED).read_text())
+    assert (written["full_size"], written["warnings"]) == (True, list(category.warnings))
+    unknown = tuple(dataclasses.replace(test, mask=None) for test in category.test)  # nor any mask at all
+    found = evaluation.evaluate(detector, dataclasses.replace(category, test=unknown), progress=False)
+    evaluation.write_result(tmp_path, found, detector, UNTRAINED)
     plot_roc_and_pro(evaluation.curves(found))
     assert evaluation.rank_anomalous(found) == []
     assert results_table(collect_results(tmp_path)).loc["nut"].tolist()[2:] == ["-"] * 4
@@ -123,10 +113,3 @@ def test_the_difference_to_the_paper_needs_all_fifteen_categories(tmp_path):
     whole = compare_with_paper(collect_results(tmp_path))
     assert whole.loc["aupro", ["paper", "DMDD", "difference"]].tolist() == ["96.13", "95.00", "-1.13"]
     assert whole.loc["image_auroc", ["paper", "difference"]].tolist() == ["not stated", "-"]
-
-
-def test_empty_folder_and_a_file_that_is_no_result(tmp_path):
-    assert collect_results(tmp_path).empty
-    (tmp_path / "nut_seed0.json").write_text('{"metrics": 3}')
-    with pytest.raises(ValueError, match=r"nut_seed0\.json is not a result file"):
-        collect_results(tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import deep_png, deep_tiff, written
+from builders import deep_png, deep_tiff, palette, written
 from builders import save_image as save
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
@@ -30,12 +30,6 @@ def test_formats_keep_every_pixel(tmp_path, suffix):
     assert got.dtype == torch.uint8
     lost = np.abs(got.permute(1, 2, 0).numpy().astype(int) - array).max()
     assert lost <= (3 if suffix in (".jpg", ".jfif") else 0)
-
-
-def palette(image: Image.Image, *colours) -> Image.Image:
-    image = image.copy()
-    image.putpalette([value for colour in colours for value in colour])
-    return image
 
 
 @pytest.mark.parametrize(
@@ -65,26 +59,20 @@ def test_cmyk_jpeg(tmp_path):
     assert (images.read_image(path)[:, 8, 8].int() - torch.tensor(COLOUR)).abs().max() <= 3
 
 
-@pytest.mark.parametrize(
-    "dtype, suffix", [("<u2", ".png"), ("<u2", ".tif"), (">u2", ".tif"), ("<i4", ".tif")]
-)
-def test_of_16_bits_the_upper_8_are_kept_not_stretched(tmp_path, dtype, suffix):
-    values = np.array([[0, 255, 256, 4095], [32767, 32768, 65279, 65535]], dtype)
-    expected = torch.tensor([[0, 0, 1, 15], [127, 128, 254, 255]], dtype=torch.uint8)
-    assert torch.equal(images.read_image(save(tmp_path / f"a{suffix}", values)), expected.expand(3, 2, 4))
-
-
 @pytest.mark.parametrize("bits", images.DEPTHS)
 def test_images_of_every_depth_are_the_same(tmp_path, bits):
-    """Both ways to promote 8 bits come back exactly; the depth is that of the brightest image."""
+    """Divided and not stretched: both ways to promote 8 bits come back exactly. The depth is that of the
+    brightest image."""
     eight = np.random.default_rng(bits).permutation(256).astype(np.uint8).reshape(16, 16)
     scaled = np.rint(eight * ((2**bits - 1) / 255)).astype(np.uint16)
     for deep in (scaled, eight.astype(np.uint16) << (bits - 8)):
-        path, dark = save(tmp_path / "a.png", deep), save(tmp_path / "b.tif", deep // 9)
-        colours = written(tmp_path / "c.png", deep_png(np.stack([deep] * 3, axis=2)))
-        assert images.bit_depth([dark, path]) == images.bit_depth([colours, dark]) == bits
-        for source in (path, colours, deep, deep.astype(np.int64)):
+        dark = save(tmp_path / "dark.tif", deep // 9)
+        stored = [save(tmp_path / f"{kind}.tif", deep.astype(kind)) for kind in ("<u2", ">u2", "<i4")]
+        stored += [save(tmp_path / "a.png", deep)]
+        stored += [written(tmp_path / "colours.png", deep_png(np.stack([deep] * 3, axis=2)))]
+        for source in (*stored, deep, deep.astype(np.int64)):
             assert torch.equal(images.read_image(source, depth=bits), images.read_image(eight))
+        assert [images.bit_depth([dark, path]) for path in stored] == [bits] * 5
     assert images.bit_depth([save(tmp_path / "d.png", eight)]) == 8
 
 
@@ -96,13 +84,10 @@ def test_values_above_the_depth_are_clipped_with_a_warning_and_dark_deep_tiffs_r
     with pytest.warns(DataWarning, match=r"^2 images with values above 1023.*a\.png, .*b\.png; no training"):
         images.load_images(paths, 4, None, 10)
     colours = np.random.default_rng(0).integers(0, 4096, (4, 4, 3))
-    for scale in (1, 16):
-        path = written(tmp_path / "c.tif", deep_tiff(colours * scale))
-        if scale == 16:
-            assert np.array_equal(images.read_image(path).permute(1, 2, 0), colours >> 4)
-        else:
-            with pytest.raises(DataError, match=r"c\.tif: .*dark 16-bit colours.*save it as PNG"):
-                images.read_image(path)
+    bright = images.read_image(written(tmp_path / "c.tif", deep_tiff(colours * 16)))
+    assert np.array_equal(bright.permute(1, 2, 0), colours >> 4)
+    with pytest.raises(DataError, match=r"c\.tif: .*dark 16-bit colours.*save it as PNG"):
+        images.read_image(written(tmp_path / "c.tif", deep_tiff(colours)))
 
 
 def test_floating_point_tiff_and_out_of_range_values(tmp_path):
@@ -124,18 +109,12 @@ def test_path_string_pil_and_array_agree_and_the_input_is_not_shared(tmp_path):
     assert grey[0, 0] == 0
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        (np.zeros((2, 2, 2), np.uint8), "expected shape"),
-        (np.zeros((0, 4), np.uint8), "expected shape"),
-        (np.zeros((2, 2), bool), "expected integers or floating point"),
-        (np.full((2, 2), 65536), r"0\.\.65535"),
-        (np.full((2, 2), 1.01), r"in \[0, 1\]"),
-        (np.array([[0.5, np.nan]]), "NaN"),
-        (torch.zeros(3, 2, 2), "not Tensor"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    (np.zeros((2, 2, 2), np.uint8), "expected shape"), (np.zeros((0, 4), np.uint8), "expected shape"),
+    (np.zeros((2, 2), bool), "expected integers or float"), (np.full((2, 2), 65536), r"0\.\.65535"),
+    (np.full((2, 2), 1.01), r"in \[0, 1\]"), (np.array([[0.5, np.nan]]), "NaN"),
+    (torch.zeros(3, 2, 2), "not Tensor"),
+])  # fmt: skip
 def test_other_arrays_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         images.read_image(wrong)

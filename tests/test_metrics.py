@@ -172,17 +172,12 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "pro_cur
 
 
 @pytest.mark.parametrize("metric", PIXEL_METRICS)
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        (lambda a, m: (a[:, :-1], m), r"maps have the shape \(2, 15, 16\)"),
-        (lambda a, m: (a[0], m[0]), r"\(N, H, W\)"),
-        (lambda a, m: (a[:0], m[:0]), "empty"),
-        (lambda a, m: (a, m & False), "no anomalous pixel"),
-        (lambda a, m: (a, m | True), "no normal pixel"),
-        (lambda a, m: (a, m * 1.0), "bool"),
-    ],
-)
+@pytest.mark.parametrize("change, reason", [
+    (lambda a, m: (a[:, :-1], m), r"maps have the shape \(2, 15, 16\)"),
+    (lambda a, m: (a[0], m[0]), r"\(N, H, W\)"), (lambda a, m: (a[:0], m[:0]), "empty"),
+    (lambda a, m: (a, m & False), "no anomalous pixel"), (lambda a, m: (a, m | True), "no normal pixel"),
+    (lambda a, m: (a, m * 1.0), "bool"),
+])  # fmt: skip
 def test_pixel_metrics_refuse(metric, change, reason):
     with pytest.raises(ValueError, match=reason):
         getattr(metrics, metric)(*change(SQUARES.astype(np.float64), SQUARES))
@@ -195,16 +190,10 @@ def test_aupro_refuses_limits_outside_0_1(limit):
             metric(SQUARES * 1.0, SQUARES, limit)
 
 
-@pytest.mark.parametrize(
-    "scores, labels, reason",
-    [
-        ([0.1, 0.2], [True], "shape"),
-        ([[0.1, 0.2]], [[True, False]], "shape"),
-        ([], [], "empty"),
-        ([0.1, 0.2], [True, True], "no normal image"),
-        ([0.1, 0.2], [False, False], "no anomalous image"),
-    ],
-)
+@pytest.mark.parametrize("scores, labels, reason", [
+    ([0.1, 0.2], [True], "shape"), ([[0.1, 0.2]], [[True, False]], "shape"), ([], [], "empty"),
+    ([0.1, 0.2], [True, True], "no normal image"), ([0.1, 0.2], [False, False], "no anomalous image"),
+])  # fmt: skip
 def test_image_auroc_refuses(scores, labels, reason):
     with pytest.raises(ValueError, match=reason):
         metrics.image_auroc(np.array(scores), np.array(labels))

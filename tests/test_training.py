@@ -6,15 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from builders import (
-    networks_of,
-    same_state,
-    state_of,
-    tiny_config,
-    tiny_model,
-    tiny_teacher,
-    train_tiny,
-)
+from builders import networks_of, same_state, state_of, tiny_config, tiny_model, tiny_teacher, train_tiny
 
 from dmdd_lite import training
 from dmdd_lite.backbones.networks import TeacherError

@@ -210,4 +210,4 @@ def with_msn(detector: Detector, msn: MSN, held_out: Tensor) -> Detector:
     images, uint8 (N, 3, S, S), give it."""
     model = copy.deepcopy(detector.model)
     model.msn.load_state_dict(msn.state_dict())
-    return Detector.calibrated(model, detector.plus, held_out)
+    return Detector.calibrated(model, detector.plus, held_out, detector.depth)

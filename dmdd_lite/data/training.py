@@ -21,15 +21,15 @@ TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
-    None, textures uint8 (T, 3, S, S); depth, the bits of the training images; and a fingerprint of the
-    files."""
+    None, textures uint8 (T, 3, S, S); a fingerprint of the files; and depth, the bits of the training
+    images."""
 
     images: Tensor
     held_out: Tensor
     foreground: Tensor | None
     textures: Tensor
-    depth: int
     fingerprint: str
+    depth: int = 8
 
 
 def load_training_data(
@@ -69,6 +69,6 @@ def load_training_data(
         images[out].to(device),
         None if foreground is None else foreground[kept].to(device),
         textures.to(device),
-        depth,
         hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        depth,
     )
