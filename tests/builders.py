@@ -28,7 +28,7 @@ def deep_tiff(array: np.ndarray) -> bytes:
     (height, width, _), file = array.shape, io.BytesIO()
     twice = Image.frombytes("RGB", (2 * width, height), array.astype("<u2").tobytes())
     twice.save(file, "TIFF")
-    of_width = [struct.pack("<HHIHH", 256, 3, 1, n, 0) for n in (2 * width, width)]
+    of_width = [struct.pack("<HHII", 256, 4, 1, n) for n in (2 * width, width)]
     return (
         file.getvalue()
         .replace(*of_width)

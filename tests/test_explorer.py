@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_maps_are_the_detectors_own_and_an_evaluation_is_not_scored_again(
         np.testing.assert_allclose(shared.anomaly_map(4, name), scored.maps[name][4], atol=1e-5)
     assert np.array_equal(shared.see(4).truth, scored.masks[4])
     assert not shared.see(0).truth.any()
+    unknown = replace(category, test=(category.test[0], replace(category.test[4], mask=None)))
+    assert Explorer(detector, unknown, progress=False).see(1).truth is None
     monkeypatch.setattr(detector, "maps", None)
     assert np.array_equal(Explorer(detector, scored, progress=False).scores("sum"), scored.scores["sum"])
 
@@ -85,14 +88,11 @@ def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
         np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes, names",
-    [
-        ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
-        ({"branches": ("normality",), "plus": None}, ("fused", "normality", "sum")),
-        ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
-    ],
-)
+@pytest.mark.parametrize("changes, names", [
+    ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
+    ({"branches": ("normality",), "plus": None}, ("fused", "normality", "sum")),
+    ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
+])  # fmt: skip
 def test_models_that_lack_a_kind_of_map(category, changes, names):
     pytest.importorskip("ipywidgets")
     explorer = Explorer(tiny_detector(**changes), category, progress=False)

@@ -32,21 +32,16 @@ def test_formats_keep_every_pixel(tmp_path, suffix):
     assert lost <= (3 if suffix in (".jpg", ".jfif") else 0)
 
 
-@pytest.mark.parametrize(
-    "suffix, image, options, expected",
-    [
-        (".tif", Image.new("1", (4, 3), 1), {}, (255, 255, 255)),
-        (".tif", Image.new("L", (4, 3), 77), {}, (77, 77, 77)),
-        (".tif", Image.new("LA", (4, 3), (77, 0)), {}, (77, 77, 77)),
-        (".tif", Image.new("RGBA", (4, 3), (*COLOUR, 0)), {}, COLOUR),  # of full transparency stays
-        (".tif", Image.new("CMYK", (4, 3), (55, 155, 205, 0)), {}, COLOUR),
-        (".png", palette(Image.new("P", (4, 3), 1), BLACK, COLOUR), {"transparency": b"\x80\x40"}, COLOUR),
-        (".png", PAGES[0], ALL, COLOUR),
-        (".tif", PAGES[0], ALL, COLOUR),
-        (".gif", PAGES[0], ALL, COLOUR),
-        (".webp", PAGES[0], ALL | {"lossless": True}, COLOUR),
-    ],
-)
+@pytest.mark.parametrize("suffix, image, options, expected", [
+    (".tif", Image.new("1", (4, 3), 1), {}, (255, 255, 255)),
+    (".tif", Image.new("L", (4, 3), 77), {}, (77, 77, 77)),
+    (".tif", Image.new("LA", (4, 3), (77, 0)), {}, (77, 77, 77)),
+    (".tif", Image.new("RGBA", (4, 3), (*COLOUR, 0)), {}, COLOUR),  # of full transparency stays
+    (".tif", Image.new("CMYK", (4, 3), (55, 155, 205, 0)), {}, COLOUR),
+    (".png", palette(Image.new("P", (4, 3), 1), BLACK, COLOUR), {"transparency": b"\x80\x40"}, COLOUR),
+    (".png", PAGES[0], ALL, COLOUR), (".tif", PAGES[0], ALL, COLOUR), (".gif", PAGES[0], ALL, COLOUR),
+    (".webp", PAGES[0], ALL | {"lossless": True}, COLOUR),
+])  # fmt: skip
 def test_modes_and_the_first_of_several_pages(tmp_path, suffix, image, options, expected, recwarn):
     got = images.read_image(save(tmp_path / f"a{suffix}", image, **options))
     assert got.shape == (3, 3, 4)

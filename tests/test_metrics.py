@@ -114,21 +114,16 @@ FIRST, SECOND = (SQUARES * (np.arange(2) == i)[:, None, None] for i in range(2))
 GOOD = np.concatenate((SQUARES, np.zeros((1, 16, 16), dtype=bool)))  # and a good image, the third
 
 
-@pytest.mark.parametrize(
-    "maps, masks, pooled, per_image",
-    [
-        (1.0 * SQUARES, SQUARES, 1, 1),
-        (1.0 - SQUARES, SQUARES, 0, 0),
-        (0.0 * SQUARES, SQUARES, 0.15, 0.15),  # the diagonal: (0.3 * 0.3 / 2) / 0.3
-        # a small and a large region weigh the same: from (0, 1/2) to (1, 1), on average 1/2 + 0.3 / 4
-        (1.0 * FIRST, SQUARES, 0.575, 0.575),
-        (1.0 * SECOND, SQUARES, 0.575, 0.575),
-        # image 1 ten higher: its region at once, the other after the 192 / 444 normal pixels of image 1
-        (SQUARES + 10.0 * np.arange(2)[:, None, None], SQUARES, 0.5, 1),
-        # a good image above everything counts for the pooled one only
-        (GOOD + 2.0 * (np.arange(3) == 2)[:, None, None], GOOD, 0, 1),
-    ],
-)
+@pytest.mark.parametrize("maps, masks, pooled, per_image", [
+    (1.0 * SQUARES, SQUARES, 1, 1), (1.0 - SQUARES, SQUARES, 0, 0),
+    (0.0 * SQUARES, SQUARES, 0.15, 0.15),  # the diagonal: (0.3 * 0.3 / 2) / 0.3
+    # a small and a large region weigh the same: from (0, 1/2) to (1, 1), on average 1/2 + 0.3 / 4
+    (1.0 * FIRST, SQUARES, 0.575, 0.575), (1.0 * SECOND, SQUARES, 0.575, 0.575),
+    # image 1 ten higher: its region at once, the other after the 192 / 444 normal pixels of image 1
+    (SQUARES + 10.0 * np.arange(2)[:, None, None], SQUARES, 0.5, 1),
+    # a good image above everything counts for the pooled one only
+    (GOOD + 2.0 * (np.arange(3) == 2)[:, None, None], GOOD, 0, 1),
+])  # fmt: skip
 def test_aupro_of_known_maps(maps, masks, pooled, per_image):
     assert metrics.aupro(maps, masks) == pytest.approx(pooled, abs=1e-12)
     assert metrics.aupro_per_image(maps, masks) == pytest.approx(per_image, abs=1e-12)
