@@ -29,7 +29,7 @@ from refit import refit
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.evaluation import PROTOCOL, decisions_of, evaluate
+from dmdd_lite.evaluation import PROTOCOL, evaluate, without_nan
 from dmdd_lite.training import Training, train
 from dmdd_lite.utils import describe, resolve_device, write_json
 
@@ -130,7 +130,7 @@ def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
         "seed": job.seed,
         "protocol": PROTOCOL,
         "metrics": evaluation.metrics,
-        "decisions": decisions_of(evaluation),
+        "decisions": without_nan(evaluation.decisions),
         "zones": grid.zone_recalls(evaluation.maps, evaluation.masks),
         "seconds": round(made.seconds, 1),
         "images_per_second": round(evaluation.images_per_second, 2),

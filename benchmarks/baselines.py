@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from dmdd_lite.backbones.networks import TeacherError, untrained_network
 from dmdd_lite.config import Config
 from dmdd_lite.data.images import load_images
-from dmdd_lite.data.layout import load_masks, open_category
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import load_masks
 from dmdd_lite.evaluation import PROTOCOL
 from dmdd_lite.metrics import evaluate_maps
 from dmdd_lite.teacher import Teacher, build_teacher
@@ -145,19 +146,20 @@ def run_baseline(name: str, data: Data, config: Config, options) -> dict:
     """Fit and evaluate one baseline. Raises ImportError without anomalib, DataError or TeacherError."""
     device, category = resolve_device(options.device), open_category(data.root, data.category)
     teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options).to(device)
-    images = load_images(category.train, config.image_size, None).to(device)
+    depth = category.depth
+    images = load_images(category.train, config.image_size, None, depth).to(device)
     torch.manual_seed(config.seed)
     began = time.perf_counter()
     model = fit(name, config, teacher, images, options)
     seconds = time.perf_counter() - began
-    shown = load_images([test.path for test in category.test], config.image_size, None).to(device)
+    shown = load_images([test.path for test in category.test], config.image_size, None, depth).to(device)
     maps, scores = predict(model, shown)
     masks = load_masks(category.test, config.image_size, None).numpy()
     return {
         **settings_of(name, data, config, options),
         "seed": config.seed,
         "protocol": PROTOCOL,
-        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels)},
+        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels, category.outlined)},
         "zones": grid.zone_recalls({MAP: maps}, masks),
         "seconds": round(seconds, 1),
         **describe(device),

@@ -32,8 +32,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dmdd_lite.data.folders import open_folder
 from dmdd_lite.data.images import load_images, unit_range
-from dmdd_lite.data.layout import load_masks, open_category, open_folder
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import load_masks
 from dmdd_lite.data.training import TrainingData, load_training_data
 from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.losses import Features, aim_loss, cosine_distance, resize_mask
@@ -143,7 +145,8 @@ def defect_table(model: DMDD, root: Path, category: str) -> DataFrame:
     the correlation of the two branches' maps there."""
     size, split = model.config.image_size, open_category(root, category, check_files=False)
     tests = [test for test in split.test if test.is_anomalous]
-    images, masks = load_images([test.path for test in tests], size, None), load_masks(tests, size, None)
+    images = load_images([test.path for test in tests], size, None)
+    masks = load_masks(tests, size, None)
     view, rows = View(model, unit_range(images, model.teacher.mean.device)), {}
     for k, stride in enumerate(model.teacher.info.strides):
         t, n, a = (f[k].cpu() for f in (view.teacher, view.normality, view.abnormality))
@@ -167,7 +170,7 @@ def tables(detector: Detector, root: Path, category: str, textures: str, unseen:
         *_, mean = moments(model.teacher.stream(data.images))
     sources = {"pairs": data.textures}
     if unseen:
-        paths = open_folder(unseen, recursive=True)
+        paths = open_folder(unseen)
         sources["unseen"] = load_images(paths, config.image_size, None).to(detector.device)
     views = {name: PairViews(model, held_out_pairs(data, config, s)) for name, s in sources.items()}
     found = {name: pair_table(seen, mean) for name, seen in views.items()}

@@ -16,8 +16,8 @@ from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.config import Config
 from dmdd_lite.course.zones import zone_table
 from dmdd_lite.data.fingerprints import changes, digests, hash_category
-from dmdd_lite.data.images import DataError
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.teacher import build_teacher
 
 ZONE_WIDTH = 0.02  # of the edge and of the rim, as a share of the image's side

@@ -6,6 +6,7 @@ A script's own processes may run on another checkout of the package (`training_s
 import argparse
 import contextlib
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -138,8 +139,8 @@ def rescored(detector, config):
     model = copy.copy(detector.model)  # which shares its networks
     model.config = config
     thresholds = {name: detector.thresholds[name] for name in map_names(config)}
-    known = (detector.held_out, detector.made_from)
-    return Detector(model, config.plus and detector.plus, thresholds, *known)
+    facts = dataclasses.replace(detector.facts, thresholds=thresholds)
+    return Detector(model, config.plus and detector.plus, facts)
 
 
 def read_fields(texts: list[str]) -> dict:

@@ -21,8 +21,8 @@ import torch
 
 from dmdd_lite.backbones.networks import TeacherError
 from dmdd_lite.config import Config
-from dmdd_lite.data.images import DataError
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.detector import decisive_map
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.training import train

@@ -1,7 +1,7 @@
 """A trained detector: load, predict, save. DMDD decides alone, or DMDD+ where it was fitted."""
 
+import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -9,21 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .backbones.weights import WeightsError, misfits, read_tensors
 from .config import Config
 from .data.fingerprints import sha256
-from .data.images import DataError, read_image, unit_range
-from .data.layout import open_folder
+from .data.folders import open_folder
+from .data.images import read_clipped, read_image, unit_range, warn_clipped
+from .data.problems import DataError
+from .facts import Facts
 from .model import DMDD, build_model, full_size_maps, image_scores
 from .prediction import Prediction
 from .teacher import empty_teacher
 from .utils import autocast, resolve_device, write_atomically, write_json
 
 WEIGHTS, SETTINGS, FORMAT = "model.safetensors", "config.json", 7
+PIXEL_QUANTILE = 0.999  # of held-out good pixels: their threshold
 MAP_NAMES = ("fused", "normality", "abnormality", "sum", "plus", "position")
 
 
@@ -43,37 +45,34 @@ def decisive_map(config: Config) -> str:
 
 
 class Detector:
-    """Finds and outlines defects. model: the trained DMDD; plus: DMDD+ or None; thresholds: by map name,
-    they separate good from anomalous image scores; held_out: number of the good images that gave them, 0 if
-    none did; made_from: a hash each of training images, textures and teacher, see `data.fingerprints`, empty
-    if it was not trained."""
+    """Finds and outlines defects. model: the trained DMDD; plus: DMDD+ or None; facts: 0.5 for every
+    threshold that they lack."""
 
-    def __init__(
-        self,
-        model: DMDD,
-        plus=None,
-        thresholds: dict[str, float] | None = None,
-        held_out: int = 0,
-        made_from: dict[str, str] | None = None,
-    ):
+    def __init__(self, model: DMDD, plus=None, facts: Facts | None = None):
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.plus = None if plus is None else plus.eval()
-        self.config = model.config
-        self.thresholds = thresholds or dict.fromkeys(map_names(self.config), 0.5)
-        self.held_out, self.made_from = held_out, made_from or {}
+        self.config, facts = model.config, facts or Facts()
+        default = dict.fromkeys(map_names(self.config), 0.5)
+        self.thresholds = default | facts.thresholds
+        self.pixel_thresholds = default | facts.pixel_thresholds
+        self.held_out, self.depth, self.made_from = facts.held_out, facts.depth, facts.made_from
 
     @property
     def device(self) -> torch.device:
         return self.model.teacher.mean.device
 
     @property
+    def facts(self) -> Facts:
+        return Facts(self.thresholds, self.pixel_thresholds, self.held_out, self.depth, self.made_from)
+
+    @property
     def threshold(self) -> float:
-        """Of the map that decides."""
+        """Of the image score of the map that decides."""
         return self.thresholds[decisive_map(self.config)]
 
     @property
     def expectation(self) -> str:
-        """What the thresholds promise, in one sentence."""
+        """The false alarms to expect at the thresholds, in one sentence."""
         images = f"{self.held_out} held-out good image{'s' * (self.held_out != 1)}"
         return (
             f"threshold from {images}: expect about 1 false alarm in {self.held_out + 1} good images; "
@@ -81,16 +80,22 @@ class Detector:
         )
 
     @classmethod
-    def calibrated(
-        cls, model: DMDD, plus, good: Tensor, made_from: dict[str, str] | None = None
-    ) -> "Detector":
-        """Thresholds = the highest scores of held-out good images, uint8 (N, 3, S, S). [ours] A further good
-        image exceeds the highest of N about once in N + 1 times."""
-        detector = cls(model, plus, None, len(good), made_from)
-        found = [detector.device_maps(batch)[1] for batch in good.split(8)]
-        names = map_names(model.config)
-        detector.thresholds = {n: torch.cat([s[n] for s in found]).cpu().double().max().item() for n in names}
-        return detector
+    def calibrated(cls, model: DMDD, plus, good: Tensor, facts: Facts) -> "Detector":
+        """With the thresholds of held-out good images, uint8 (N, 3, S, S): the maximum of their image scores,
+        which a further good image exceeds about once in N + 1 times, and the 99.9 % quantile of their pixels.
+        [ours] facts: depth and made_from."""
+        detector = cls(model, plus)
+        found = [detector.maps(batch)[:2] for batch in good.split(8)]
+        image, pixel = {}, {}
+        for name in map_names(model.config):
+            image[name] = torch.cat([scores[name] for _, scores in found]).double().max().item()
+            pixels = torch.cat([maps[name].flatten() for maps, _ in found]).numpy()
+            pixel[name] = float(np.quantile(pixels, PIXEL_QUANTILE))
+        return cls(
+            model,
+            plus,
+            dataclasses.replace(facts, thresholds=image, pixel_thresholds=pixel, held_out=len(good)),
+        )
 
     @torch.inference_mode()
     def output(self, images: Tensor):
@@ -131,52 +136,69 @@ class Detector:
         return maps, {name: image_scores(m) for name, m in maps.items()}, outputs
 
     def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
-        """Predict an image (path, PIL image, or array: uint8 or uint16, or float in [0, 1], (H, W[, 3 or 4]))
+        """Predict an image (path, PIL image, or array: integers, or float in [0, 1], (H, W[, 3 or 4]))
         -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
 
-        Raises DataError for a file that cannot be read or a folder without images, ValueError for anything
-        else that is no image.
-        """
+        Warns of files that are no images, and of values that no training image could have. Raises DataError
+        for a file that cannot be read or a folder without images, ValueError for anything else that is no
+        image."""
         if isinstance(source, str | Path) and os.path.isdir(source):
-            return list(self.stream(open_folder(source, recursive=True), batch_size))
+            return list(self.stream(open_folder(source), batch_size))
         if isinstance(source, list | tuple):
             return list(self.stream(source, batch_size))
         return next(self.stream([source]))
 
-    def stream(self, images: Sequence, batch_size: int = 8) -> Iterator[Prediction]:
+    def stream(
+        self, images: Sequence, batch_size: int = 8, skipped: list[str] | None = None
+    ) -> Iterator[Prediction]:
         """Predictions one by one, a batch of images in memory at a time: for folders of any length.
 
-        Raises as `predict`, at the image's turn; TypeError unless images is a list, a tuple or an array.
-        """
+        skipped: takes the messages of files that cannot be read, which are then left out. Raises as
+        `predict`, at the image's turn; TypeError unless images is a list, a tuple or an array."""
         if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
             raise TypeError(f"stream takes a list of images, not {type(images).__name__}; see predict")
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
-        return self._stream(images, batch_size)
+        return self._stream(images, batch_size, skipped)
 
-    def _stream(self, images: Sequence, batch_size: int) -> Iterator[Prediction]:
+    def _stream(self, images: Sequence, batch_size: int, skipped: list[str] | None) -> Iterator[Prediction]:
+        size = self.config.image_size
         for start in range(0, len(images), batch_size):
-            sources = images[start : start + batch_size]
-            originals = [_read(source, start + i, len(images)) for i, source in enumerate(sources, 1)]
-            size = self.config.image_size
-            batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in originals])
+            found, clipped = [], []
+            for number, source in enumerate(images[start : start + batch_size], start + 1):
+                try:
+                    image, high = _read(source, number, len(images), self.depth)
+                except DataError as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(str(error))
+                    continue
+                found.append((source, image))
+                clipped += [source] if high else []
+            if clipped:
+                warn_clipped(clipped, self.depth)
+            if not found:
+                continue
+            batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for _, image in found])
             maps, scores, _ = self.maps(batch)
-            for i, (source, image) in enumerate(zip(sources, originals, strict=True)):
+            for i, (source, image) in enumerate(found):
                 yield Prediction(
                     {name: values[i].numpy() for name, values in maps.items()},
                     {name: values[i].item() for name, values in scores.items()},
                     self.thresholds,
+                    self.pixel_thresholds,
                     decisive_map(self.config),
                     tuple(image.shape[1:]),
                     Path(source) if isinstance(source, str | Path) else None,
+                    self.depth,
                 )
 
     def read(self, source, most: int | None = None) -> Tensor:
         """The first images of what `predict` takes, uint8 (N, 3, S, S)."""
         if isinstance(source, str | Path) and os.path.isdir(source):
-            source = open_folder(source, recursive=True)
-        sources = source if isinstance(source, list | tuple) else [source]
-        return torch.stack([read_image(image, self.config.image_size) for image in sources[:most]])
+            source = open_folder(source)
+        sources, size = source if isinstance(source, list | tuple) else [source], self.config.image_size
+        return torch.stack([read_image(image, size, self.depth) for image in sources[:most]])
 
     def export(self, path: str | Path, images, batch: int | None = None) -> float:
         """Write the detector as .onnx or .pt2, see `export.export_detector`."""
@@ -190,15 +212,8 @@ class Detector:
         folder = Path(folder)
         state = {name: t.detach().cpu().contiguous() for name, t in self._networks().state_dict().items()}
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(state, temporary))
-        settings = {
-            "format": FORMAT,
-            "thresholds": self.thresholds,
-            "held_out": self.held_out,
-            "config": self.config.to_dict(),
-            "made_from": self.made_from,
-            "sha256": sha256(folder / WEIGHTS),
-        }
-        write_json(folder / SETTINGS, settings)
+        settings = {"format": FORMAT, "facts": self.facts.to_dict(), "config": self.config.to_dict()}
+        write_json(folder / SETTINGS, {**settings, "sha256": sha256(folder / WEIGHTS)})
         return folder
 
     def _networks(self) -> torch.nn.ModuleDict:
@@ -210,7 +225,7 @@ class Detector:
         """The detector that `save` wrote. Nothing is unpickled, and no file but its two is read, not even the
         `teacher_weights` of its configuration. Raises DetectorError naming the problem."""
         folder, place = Path(folder), resolve_device(device)
-        config, settings = _read_settings(folder)
+        config, facts, digest = _read_settings(folder)
         try:
             state = read_tensors(folder / WEIGHTS)
         except WeightsError as error:
@@ -226,17 +241,16 @@ class Detector:
                 f"{folder / WEIGHTS} does not fit {folder / SETTINGS}: {wrong}; both files must come from "
                 "the same training"
             )
-        if settings["sha256"] != sha256(folder / WEIGHTS):
+        if digest != sha256(folder / WEIGHTS):
             raise DetectorError(
                 f"{folder / WEIGHTS} is not the file that {folder / SETTINGS} was written for; both files "
                 "must come from the same training: copy both or train it again"
             )
         detector = _build(config, teacher)
         detector._networks().load_state_dict(state)
-        made_from = settings["made_from"]
-        teacher.sha256 = made_from.get("teacher", "")
+        teacher.sha256 = facts.made_from.get("teacher", "")
         plus = None if detector.plus is None else detector.plus.to(place)
-        return cls(detector.model.to(place), plus, settings["thresholds"], settings["held_out"], made_from)
+        return cls(detector.model.to(place), plus, facts)
 
 
 def _build(config: Config, teacher) -> Detector:
@@ -249,10 +263,10 @@ def _build(config: Config, teacher) -> Detector:
     return Detector(build_model(config, teacher), plus)
 
 
-def _read(source, place: int, count: int) -> Tensor:
-    """`read_image`; an error names the position of an image that has no path, if there are several."""
+def _read(source, place: int, count: int, depth: int) -> tuple[Tensor, bool]:
+    """`read_clipped`; an error names the position of an image that has no path, if there are several."""
     try:
-        return read_image(source)
+        return read_clipped(source, None, depth)
     except ValueError as error:
         if count == 1 or isinstance(source, str | Path):
             raise
@@ -260,8 +274,8 @@ def _read(source, place: int, count: int) -> Tensor:
         raise kind(f"image {place} of {count}: {error}") from error
 
 
-def _read_settings(folder: Path) -> tuple[Config, dict]:
-    """Configuration, and what else `Detector.save` writes. Raises DetectorError."""
+def _read_settings(folder: Path) -> tuple[Config, Facts, str]:
+    """Configuration, facts, and the SHA-256 of the weights. Raises DetectorError."""
     path = folder / SETTINGS
     if not path.is_file():  # nor a pipe or a device, which may never end
         raise DetectorError(f"{path} does not exist; give the folder that Detector.save or train wrote")
@@ -269,29 +283,9 @@ def _read_settings(folder: Path) -> tuple[Config, dict]:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings["format"] != FORMAT:
             raise ValueError(f"format {settings['format']!r}, not {FORMAT}: another version, train it again")
-        config, thresholds = Config.from_dict(settings["config"]), settings["thresholds"]
-        numbers = [thresholds[name] for name in map_names(config)]
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"thresholds must be finite numbers, got {thresholds!r}")
-        held_out, made_from = settings["held_out"], settings["made_from"]
-        if type(held_out) is not int or held_out < 0:
-            raise ValueError(f"held_out must be a number of images, got {held_out!r}")
-        if not isinstance(made_from, dict) or not all(isinstance(v, str) for v in made_from.values()):
-            raise ValueError(f"made_from must hold a hash by name, got {made_from!r}")
-        thresholds = dict(zip(map_names(config), map(float, numbers), strict=True))
-        found = {"held_out": held_out, "made_from": made_from, "sha256": settings["sha256"]}
-        return config, {"thresholds": thresholds, **found}
+        config = Config.from_dict(settings["config"])
+        return config, Facts.from_dict(settings["facts"], map_names(config)), settings["sha256"]
     except KeyError as error:
         raise DetectorError(f"{path} is not a detector's configuration: it lacks {error}") from error
     except (OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DetectorError(f"{path} is not a detector's configuration: {error}") from error
-
-
-def overlay(image, prediction: Prediction) -> Image.Image:
-    """The image with its anomaly map as heat, as a PIL image of the same size."""
-    from matplotlib import colormaps
-
-    pixels = read_image(image).permute(1, 2, 0).numpy() / 255
-    heat = colormaps["inferno"](prediction.map)[..., :3]
-    strength = 0.7 * prediction.map[..., None]
-    return Image.fromarray(np.uint8(255 * ((1 - strength) * pixels + strength * heat)))

@@ -11,13 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .config import MVTEC_CATEGORIES, Config, published_iterations
 from .data.fingerprints import Hashes, changes, digest, digests, hash_category
-from .data.images import load_images
-from .data.layout import Category, load_masks
+from .data.images import load_images, read_image
+from .data.layout import Category
+from .data.masks import load_masks, read_mask
+from .data.problems import recorded
 from .detector import Detector, DetectorError, map_names
 from .metrics import evaluate_maps, pixel_ap, pro_curve
 from .options import differences
@@ -25,7 +28,10 @@ from .utils import Progress, describe, peak_memory_mb, write_json
 
 #: What the paper's abstract states, means over MVTec AD's 15 categories; no other number of it is known.
 PAPER = {"pixel_auroc": 0.9885, "aupro": 0.9613}
-PROTOCOL = "last: weights of the last iteration; AUPRO pooled over the test set up to FPR 0.3"
+PROTOCOL = (
+    "last: weights of the last iteration; masks resized by area, defective above one half (full_size: "
+    "original masks); AUPRO pooled over the test set up to FPR 0.3"
+)
 METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
 BATCH, GPU_BATCH = 8, 32  # images predicted at once
 
@@ -33,11 +39,12 @@ BATCH, GPU_BATCH = 8, 32  # images predicted at once
 @dataclass(frozen=True)
 class Evaluation:
     """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
-    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1).
+    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1; NaN where no mask is known).
 
     decisions: per map name image_precision, image_recall and image_f1 at the detector's threshold, and
     best_pixel_f1, see `metrics.evaluate_maps`; files: hashes of the category's images and masks, see
-    `data.fingerprints`. Both are empty where no files were read.
+    `data.fingerprints`. Both are empty where no files were read. full_size: whether the metrics of pixels are
+    of the original masks; warnings: of the data.
     """
 
     category: Category
@@ -50,12 +57,20 @@ class Evaluation:
     images_per_second: float
     decisions: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, Hashes] = field(default_factory=dict)
+    full_size: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def evaluate(
-    detector: Detector, category: Category, batch_size: int | None = None, progress: bool = True
+    detector: Detector,
+    category: Category,
+    batch_size: int | None = None,
+    progress: bool = True,
+    full_size: bool = False,
 ) -> Evaluation:
     """Predict every test image and compute the five metrics of each of its maps, and its decisions.
+
+    full_size: the metrics of pixels with the maps resized to the original masks, not the masks to the maps.
 
     batch_size None is 8, on a GPU 32. images_per_second counts inference with smoothing, not reading. Images,
     masks and maps stay in memory: 1.8 GB per thousand images of 256 px with six maps.
@@ -64,8 +79,10 @@ def evaluate(
     ValueError as `metrics.evaluate_maps`.
     """
     size = detector.config.image_size
-    images = load_images([t.path for t in category.test], size, "reading test images" if progress else None)
-    masks = load_masks(category.test, size, None).numpy()
+    with recorded() as told:
+        reading = "reading test images" if progress else None
+        images = load_images([t.path for t in category.test], size, reading, detector.depth)
+    masks = load_masks(category.test, size, None, category.mask_rule).numpy()
     files = hash_category(category)
     maps, scores, seconds = _predict(detector, images, batch_size, progress)
     for name, values in scores.items():
@@ -75,16 +92,30 @@ def evaluate(
                 f"{len(values)} are not finite): the weights are broken, lower learning_rate and train again"
             )
     labels = np.asarray(category.labels)
-    found = {
-        name: evaluate_maps(maps[name], masks, scores[name], labels, detector.thresholds.get(name))
-        for name in maps
-    }
-    metrics = {name: {key: values[key] for key in METRICS} for name, values in found.items()}
-    decisions = {
-        name: {k: v for k, v in values.items() if k not in METRICS} for name, values in found.items()
-    }
-    rate = len(images) / max(seconds, 1e-9)
-    return Evaluation(category, images.numpy(), masks, labels, maps, scores, metrics, rate, decisions, files)
+    originals = [_original_mask(test, category.mask_rule) for test in category.test] if full_size else []
+    metrics, decisions = {}, {}
+    for name, values in maps.items():
+        compared = (_at_size_of(values, originals), originals) if full_size else (values, masks)
+        threshold = detector.thresholds.get(name)
+        found = evaluate_maps(*compared, scores[name], labels, threshold, category.outlined)
+        metrics[name] = {key: found.pop(key) for key in METRICS}
+        decisions[name] = found
+    parts = (category, images.numpy(), masks, labels, maps, scores, metrics)
+    rate, told = len(images) / max(seconds, 1e-9), (*category.warnings, *told)
+    return Evaluation(*parts, rate, decisions, files, full_size, told)
+
+
+def _original_mask(test, rule: str) -> np.ndarray:
+    """Bool (H, W) in the size of the file; empty, in that of the image, for one without a mask."""
+    if test.mask is not None:
+        return read_mask(test.mask, None, rule).numpy()
+    return np.zeros(read_image(test.path).shape[1:], bool)
+
+
+def _at_size_of(maps: np.ndarray, masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Maps (N, S, S), each resized bilinearly to its mask (H, W)."""
+    pairs = zip(torch.from_numpy(maps), masks, strict=True)
+    return [F.interpolate(m[None, None], mask.shape, mode="bilinear")[0, 0].numpy() for m, mask in pairs]
 
 
 def _predict(detector: Detector, images: Tensor, batch_size: int | None, progress: bool):
@@ -128,8 +159,11 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
         "category": name,
         "seed": config.seed,
         "protocol": PROTOCOL,
-        "metrics": evaluation.metrics,
-        "decisions": decisions_of(evaluation),
+        "full_size": evaluation.full_size,
+        "mask_rule": evaluation.category.mask_rule,
+        "warnings": evaluation.warnings,
+        "metrics": without_nan(evaluation.metrics),
+        "decisions": without_nan(evaluation.decisions),
         "thresholds": detector.thresholds,
         "held_out": detector.held_out,
         "seconds": round(training.seconds, 1),
@@ -146,10 +180,9 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
     return write_json(result_path(results_dir, name, config.seed), values)
 
 
-def decisions_of(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
-    """The decisions as JSON takes them: None instead of NaN."""
-    found = evaluation.decisions.items()
-    return {of: {key: None if np.isnan(v) else v for key, v in values.items()} for of, values in found}
+def without_nan(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """As JSON takes it: None instead of NaN."""
+    return {of: {k: None if np.isnan(v) else v for k, v in values.items()} for of, values in found.items()}
 
 
 def collect_results(results_dir: str | Path, planned: Sequence[tuple[str, Config]] = ()) -> pd.DataFrame:
@@ -166,7 +199,11 @@ def collect_results(results_dir: str | Path, planned: Sequence[tuple[str, Config
             values = json.loads(path.read_text(encoding="utf-8"))
             common = {"category": values["category"], "seed": values["seed"]}
             for name, metrics in values["metrics"].items():
-                row = common | {"map": name} | {key: metrics[key] for key in METRICS}
+                row = (
+                    common
+                    | {"map": name}
+                    | {key: np.nan if metrics[key] is None else metrics[key] for key in METRICS}
+                )
                 rows.append(row | {"seconds": values["seconds"], "file": path.name})
             made = _Made(
                 path, values["category"], Config.from_dict(values["config"]), values.get("files", {})
@@ -224,6 +261,8 @@ def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
 
 
 def _cell(mean: float, std: float) -> str:
+    if np.isnan(mean):
+        return "-"
     return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -252,18 +291,22 @@ def compare_with_paper(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
-    """Indices of the defective test images, from the best outlined to the worst, by their own pixel AP."""
-    found = np.flatnonzero(evaluation.labels)
-    quality = {i: pixel_ap(evaluation.maps[of][i : i + 1], evaluation.masks[i : i + 1]) for i in found}
+    """Indices of the test images whose defects are outlined, from the best found to the worst, by their own
+    pixel AP."""
+    found = [i for i, mask in enumerate(evaluation.masks) if mask.any()]
+    maps, masks = evaluation.maps[of], evaluation.masks
+    quality = {i: pixel_ap(maps[i : i + 1], masks[i : i + 1]) for i in found}
     return sorted(quality, key=quality.get, reverse=True)
 
 
 def curves(evaluation: Evaluation) -> dict[str, dict]:
-    """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`."""
-    found = {}
+    """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`; the latter of images whose
+    masks are known, and NaN where none marks a pixel."""
+    found, known = {}, evaluation.category.outlined
+    masks = evaluation.masks[known]
     for name in evaluation.maps:
         roc = roc_curve(evaluation.labels, evaluation.scores[name], drop_intermediate=False)[:2]
-        pro = pro_curve(evaluation.maps[name], evaluation.masks)
+        pro = pro_curve(evaluation.maps[name][known], masks) if masks.any() else 2 * (np.full(2, np.nan),)
         metrics = evaluation.metrics[name]
         found[name] = {"roc": roc, "pro": pro, "auroc": metrics["image_auroc"], "aupro": metrics["aupro"]}
     return found

@@ -89,7 +89,7 @@ def _in_float32(detector: Detector) -> Detector:
     model = copy.deepcopy(detector.model).cpu()
     model.config = detector.config.replace(precision="float32", compile=False)
     plus = None if detector.plus is None else copy.deepcopy(detector.plus).cpu()
-    found = Detector(model, plus, detector.thresholds)
+    found = Detector(model, plus, detector.facts)
     for values in (v for part in (model, plus) if part for v in (*part.parameters(), *part.buffers())):
         values.data = values.data.clone(memory_format=torch.contiguous_format)  # no views of larger tensors
     return found

@@ -10,6 +10,8 @@ Two variants are in use, and their values differ, so always name the one you rep
 - `aupro_per_image` averages the AUPRO of every anomalous image on its own. RD4AD and URD (published by DMDD's
   authors for their next paper) report this one, with 200 thresholds per image where ours uses all.
 
+Maps and masks are arrays (N, H, W), or lists of N arrays (H, W) of any sizes.
+
 All pixel metrics here come from one table, `PixelTable`: a curve bends only where an anomalous pixel passes
 the threshold, so it is enough to know, for each distinct score of an anomalous pixel, how many normal pixels
 lie above and how many tie. That takes one sort of the pixels and is exact, in whatever type the maps come:
@@ -18,6 +20,7 @@ only the order of the scores counts, so any strictly increasing function of them
 Beside the maps it takes about 50 bytes an anomalous pixel, and 6 a normal one up to `SLICE` pixels.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +85,8 @@ def aupro_per_image(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3)
     """
     _check_limit(fpr_limit)
     maps, masks = _maps_and_masks(maps, masks)
-    counted = np.flatnonzero(masks.any(axis=(1, 2)) & ~masks.all(axis=(1, 2)))
-    if not counted.size:
+    counted = _outlined(masks)
+    if not counted:
         raise ValueError(
             "every defect fills its image, so that no image has a false positive rate of its own: "
             "outline the defects in the masks"
@@ -125,31 +128,50 @@ def evaluate_maps(
     scores: np.ndarray,
     labels: np.ndarray,
     threshold: float | None = None,
+    outlined: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All five metrics of one test set, with the FPR limit 0.3, by the names of their functions; with a
     threshold of the scores also `decision_metrics`, and best_pixel_f1: the highest F1 that any threshold of
     the maps gives to the pixels of all images together.
 
-    Takes and raises what those functions do, and ValueError when there is not one score for each map, or a
-    good image's mask is not empty. (That of an anomalous one may be: a thin defect can vanish when resized.)
+    outlined (N,): True for the images whose masks are known, None = for all; the metrics of pixels are of
+    these alone, and NaN where no mask among them marks a pixel, or, of aupro_per_image, all those fill their
+    images. Takes and raises what those functions do, and ValueError when there is not one score for each map,
+    or a good image's mask is not empty. (That of an anomalous one may be: a thin defect can vanish when
+    resized.)
     """
     scores, labels = scores_and_labels(scores, labels)
-    maps, masks = _maps_and_masks(maps, masks)
     if len(scores) != len(maps):
         raise ValueError(f"{len(scores)} scores for {len(maps)} maps")
-    wrong = np.flatnonzero(masks.any(axis=(1, 2)) & ~labels)
-    if wrong.size:
+    found = {"image_auroc": image_auroc(scores, labels)}
+    known = np.flatnonzero(np.ones(len(labels), bool) if outlined is None else outlined)
+    maps, masks = checked_maps(maps, masks)
+    wrong = [i for i, mask in enumerate(masks) if mask.any() and not labels[i]]
+    if wrong:
         raise ValueError(f"image {wrong[0]} is labelled good, but its mask marks a defect")
+    if threshold is not None:
+        found |= decision_metrics(scores, labels, threshold)
+    maps, masks = [maps[i] for i in known], [masks[i] for i in known]
+    if not any(mask.any() for mask in masks):
+        names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
+        return found | dict.fromkeys(
+            (*names, *(["best_pixel_f1"] if threshold is not None else [])), math.nan
+        )
+    maps, masks = _maps_and_masks(maps, masks)
     table = pixel_table(maps, masks)
-    decided = {} if threshold is None else decision_metrics(scores, labels, threshold)
-    return {
-        "image_auroc": image_auroc(scores, labels),
+    if threshold is not None:
+        found["best_pixel_f1"] = _best_f1(table)
+    return found | {
         "pixel_auroc": _sklearn_on_table(roc_auc_score, table),
         "pixel_ap": _sklearn_on_table(average_precision_score, table),
         "aupro": _area(*_curve(table), 0.3),
-        "aupro_per_image": aupro_per_image(maps, masks),
-        **(decided and {**decided, "best_pixel_f1": _best_f1(table)}),
+        "aupro_per_image": aupro_per_image(maps, masks) if _outlined(masks) else math.nan,
     }
+
+
+def _outlined(masks) -> list[int]:
+    """Which masks have pixels of both classes."""
+    return [i for i, mask in enumerate(masks) if mask.any() and not mask.all()]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -168,23 +190,24 @@ def thin_curve(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarra
 
 
 def pixel_table(maps: np.ndarray, masks: np.ndarray) -> PixelTable:
-    """Count the pixels of `maps` (N, H, W) by score, as far as the curves need; `masks` has both classes.
+    """Count the pixels of `maps` by score, as far as the curves need; `masks` has both classes.
 
     The arguments are taken as checked: the public metrics do that.
     """
     share = np.concatenate([_shares(mask) for mask in masks if mask.any()])
-    values, row = np.unique(maps[masks], return_inverse=True)
+    marked = np.concatenate([values[mask] for values, mask in zip(maps, masks, strict=True)])
+    values, row = np.unique(marked, return_inverse=True)
     above, tied = np.zeros((2, len(values)), dtype=np.int64)
-    step = max(1, SLICE // maps[0].size)
+    step = max(1, SLICE // max(values.size for values in maps))
     for start in range(0, len(maps), step):
         part = slice(start, start + step)
-        normal = maps[part][~masks[part]]
+        normal = np.concatenate([v[~mask] for v, mask in zip(maps[part], masks[part], strict=True)])
         normal.sort()
         not_above = np.searchsorted(normal, values, side="right")
         above += normal.size - not_above
         tied += not_above - np.searchsorted(normal, values, side="left")
     columns = (above, tied, np.bincount(row), np.bincount(row, weights=share))
-    return PixelTable(*(column[::-1] for column in columns), masks.size - len(row))
+    return PixelTable(*(column[::-1] for column in columns), sum(mask.size for mask in masks) - len(row))
 
 
 def _shares(mask: np.ndarray) -> np.ndarray:
@@ -233,26 +256,32 @@ def _sklearn_on_table(metric, table: PixelTable) -> float:
 
 
 def checked_maps(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finite maps, as they are, and bool masks, both (N, H, W); ValueError says what else they are."""
-    maps, masks = _numbers(maps, "maps"), _as_bool(masks, "masks")
-    if maps.ndim != 3:
-        raise ValueError(f"maps must have the shape (N, H, W), not {maps.shape}")
-    if maps.size == 0:
-        raise ValueError(f"maps are empty: shape {maps.shape}")
+    """Finite maps, as they are, and bool masks, both (N, H, W) or lists of (H, W); ValueError says what else
+    they are."""
+    if isinstance(maps, list):
+        maps, masks = [_numbers(m, "maps") for m in maps], [_as_bool(mask, "masks") for mask in masks]
+        shapes, others = [m.shape for m in maps], [mask.shape for mask in masks]
+    else:
+        maps, masks = _numbers(maps, "maps"), _as_bool(masks, "masks")
+        shapes, others = maps.shape, masks.shape
+    if any(values.ndim != 2 for values in maps) or (not isinstance(maps, list) and maps.ndim != 3):
+        raise ValueError(f"maps must have the shape (N, H, W), not {shapes}")
+    if not len(maps) or any(values.size == 0 for values in maps):
+        raise ValueError(f"maps are empty: shape {shapes}")
     bad = [i for i, values in enumerate(maps) if not np.isfinite(values).all()]
     if bad:
         raise ValueError(f"map {bad[0]} has NaN or infinite values ({len(bad)} of {len(maps)} maps do)")
-    if maps.shape != masks.shape:
-        raise ValueError(f"maps have the shape {maps.shape}, masks {masks.shape}")
+    if shapes != others:
+        raise ValueError(f"maps have the shape {shapes}, masks {others}")
     return maps, masks
 
 
 def _maps_and_masks(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`checked_maps`, with at least one anomalous and one normal pixel."""
     maps, masks = checked_maps(maps, masks)
-    if not masks.any():
+    if not any(mask.any() for mask in masks):
         raise ValueError("masks mark no anomalous pixel")
-    if masks.all():
+    if all(mask.all() for mask in masks):
         raise ValueError("masks leave no normal pixel")
     return maps, masks
 

@@ -26,6 +26,7 @@ from .data.features import TrainingFeatures
 from .data.fingerprints import Fingerprint, digests
 from .data.training import TrainingData, load_training_data
 from .detector import Detector
+from .facts import Facts
 from .history import Losses, check_weights, described, read_losses, remedy
 from .losses import Features, aim_loss, msn_loss, ngm_loss
 from .model import DMDD, build_model
@@ -287,7 +288,8 @@ def finish(model: DMDD, data: TrainingData) -> Detector:
         from .plus.fusion import fit_plus
 
         plus = fit_plus(model, data.images, data.held_out)
-    detector = Detector.calibrated(model, plus, data.held_out, digests(made_from(data, model.teacher)))
+    facts = Facts(depth=data.depth, made_from=digests(made_from(data, model.teacher)))
+    detector = Detector.calibrated(model, plus, data.held_out, facts)
     if not all(map(math.isfinite, detector.thresholds.values())):
         raise TrainingError(
             f"the thresholds are {detector.thresholds}, the weights are too large: {remedy(model.config)} "

@@ -1,5 +1,8 @@
 """Images, masks, categories and tiny models that the tests share."""
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,43 @@ def save_image(path: Path, array, mode: str | None = None, **options) -> Path:
     return path
 
 
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def deep_tiff(array: np.ndarray) -> bytes:
+    """16-bit colours (H, W, 3), which Pillow cannot write: 8-bit ones of twice the width, renamed."""
+    (height, width, _), file = array.shape, io.BytesIO()
+    twice = Image.frombytes("RGB", (2 * width, height), array.astype("<u2").tobytes())
+    twice.save(file, "TIFF")
+    of_width = [struct.pack("<HHII", 256, 4, 1, n) for n in (2 * width, width)]
+    return (
+        file.getvalue()
+        .replace(*of_width)
+        .replace(struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 16, 16, 16))
+    )
+
+
+def deep_png(array: np.ndarray) -> bytes:
+    """As `deep_tiff`."""
+
+    def part(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def palette(image: Image.Image, *colours) -> Image.Image:
+    image = image.copy()
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
 def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:
     mask = np.zeros((size, size), dtype)
     mask[4:9, 5:11] = on
@@ -22,14 +62,12 @@ def disc(size=16, on=255, dtype=np.uint8) -> np.ndarray:
 
 
 def make_category(root: Path, name="nut", defects=("hole", "scratch"), count=3) -> Path:
-    """A sound category of 16 x 16 images, their grey values telling them apart."""
-    folder = root / name
+    """A sound category of 16 x 16 images of noise, all different."""
+    folder, rng = root / name, np.random.default_rng(count)
     for i in range(count):
-        image = np.full((16, 16, 3), 10 * i, np.uint8)
-        save_image(folder / f"train/good/{i:03}.png", image)
-        save_image(folder / f"test/good/{i:03}.png", image)
+        for part in ("train/good", "test/good", *(f"test/{defect}" for defect in defects)):
+            save_image(folder / f"{part}/{i:03}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
         for defect in defects:
-            save_image(folder / f"test/{defect}/{i:03}.png", image + 100)
             save_image(folder / f"ground_truth/{defect}/{i:03}_mask.png", disc())
     return folder
 
@@ -91,11 +129,12 @@ def tiny_model(**changes):
 def tiny_detector(thresholds=None, **changes):
     """Untrained, with DMDD+ unless plus=None."""
     from dmdd_lite.detector import Detector
+    from dmdd_lite.facts import Facts
     from dmdd_lite.plus.fusion import Plus
 
     model = tiny_model(**changes)
     plus = None if model.config.plus is None else Plus(model.config, model.teacher.info)
-    return Detector(model, plus, thresholds)
+    return Detector(model, plus, Facts(thresholds or {}))
 
 
 def train_tiny(root: Path, folder: Path | None = None, every=500, watch=None, **changes):

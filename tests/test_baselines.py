@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dmdd_lite.data.images import load_images
-from dmdd_lite.data.layout import load_masks, open_category
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import load_masks
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.metrics import evaluate_maps
 

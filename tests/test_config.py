@@ -33,16 +33,11 @@ def test_every_field_has_its_origin_and_readme_lists_them(options):
     assert len(fields) <= 30
 
 
-@pytest.mark.parametrize(
-    "changes, student",
-    [
-        ({"iterations": 300}, 225),
-        ({"iterations": 5000}, 4800),
-        ({"iterations": 5000, "msn_iterations": 5000}, 3750),
-        ({"iterations": 300, "msn_iterations": 50}, 250),
-        ({"iterations": 5000, "msn_iterations": 0}, 5000),
-        ({"iterations": 3}, 3),
-    ],
-)
+@pytest.mark.parametrize("changes, student", [
+    ({"iterations": 300}, 225), ({"iterations": 5000}, 4800),
+    ({"iterations": 5000, "msn_iterations": 5000}, 3750),
+    ({"iterations": 300, "msn_iterations": 50}, 250), ({"iterations": 5000, "msn_iterations": 0}, 5000),
+    ({"iterations": 3}, 3),
+])  # fmt: skip
 def test_iterations_of_the_student_are_those_that_the_msn_leaves(changes, student):
     assert Config(**changes).student_iterations == student

@@ -1,19 +1,27 @@
 """Evaluation, result files and tables: known numbers in, known numbers out."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
-from builders import some_samples, tiny_config, tiny_detector
+import torch.nn.functional as F
+from builders import disc, make_category, save_image, some_samples, tiny_config, tiny_detector
 
 from dmdd_lite import evaluation
+from dmdd_lite.course.plots import plot_roc_and_pro
 from dmdd_lite.data.fingerprints import digest
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import read_mask
+from dmdd_lite.data.problems import DataWarning
 from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
-from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.facts import Facts
+from dmdd_lite.metrics import evaluate_maps, image_auroc
 from dmdd_lite.training import Training
+
+UNTRAINED = Training(None, None, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +51,7 @@ def test_result_file(scored, tmp_path):
     assert path.name == "pcb_seed3.json"
     values = json.loads(path.read_text())
     assert values["metrics"] == found.metrics
+    assert (values["warnings"], values["full_size"], values["mask_rule"]) == ([], False, "auto")
     assert values["config"] == detector.config.to_dict()
     assert (values["seconds"], values["images_per_second"]["training_pairs"]) == (12.3, 5.68)
     assert values["protocol"].startswith("last")
@@ -60,13 +69,45 @@ def test_result_file(scored, tmp_path):
 
 def test_no_result_of_a_detector_of_other_training_images(scored, tmp_path):
     detector, found = scored
-    other = Detector(detector.model, detector.plus, detector.thresholds, 6, {"images": "0"})
+    other = Detector(detector.model, detector.plus, Facts(held_out=6, made_from={"images": "0"}))
     training = Training(other, None, 12.34, 5.678)
     with pytest.raises(ValueError, match="pcb: the training images are not those of the detector; train it"):
         evaluation.write_result(tmp_path, found, other, training)
     other.made_from["images"] = digest(found.files["images"])
     values = json.loads(evaluation.write_result(tmp_path, found, other, training).read_text())
     assert (values["held_out"], values["files"]) == (6, found.files)
+
+
+def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp_path):
+    """Of masks and images of different sizes; images without a mask count for image metrics only."""
+    folder = make_category(tmp_path, count=4)
+    for i, name in enumerate(sorted((folder / "ground_truth/hole").iterdir())[1:], start=2):
+        save_image(name, disc().repeat(i, 0).repeat(i, 1))
+    (folder / "ground_truth/hole/000_mask.png").unlink()
+    detector = tiny_detector(plus=None)
+    with pytest.warns(DataWarning, match="1 defective image without a mask"):
+        category = open_category(tmp_path, "nut")
+    whole = evaluation.evaluate(detector, category, progress=False, full_size=True)
+    small = evaluation.evaluate(detector, category, progress=False)
+    known, tests = category.outlined, np.array(category.test)[category.outlined]
+    masks = [read_mask(test.mask).numpy() if test.mask else np.zeros((16, 16), bool) for test in tests]
+    assert {mask.shape for mask in masks} == {(16, 16), (32, 32), (48, 48), (64, 64)}
+    small_maps = torch.from_numpy(whole.maps["fused"][known])[:, None]
+    pairs = zip(small_maps.split(1), masks, strict=True)
+    maps = [F.interpolate(one, mask.shape, mode="bilinear")[0, 0].numpy() for one, mask in pairs]
+    scores, labels = whole.scores["fused"], whole.labels
+    compared = ((whole, maps, masks), (small, small.maps["fused"][known], small.masks[known]))
+    for found, *pixels in compared:
+        expected = evaluate_maps(*pixels, scores[known], labels[known])
+        assert found.metrics["fused"] == expected | {"image_auroc": image_auroc(scores, labels)}
+    written = json.loads(evaluation.write_result(tmp_path, whole, detector, UNTRAINED).read_text())
+    assert (written["full_size"], written["warnings"]) == (True, list(category.warnings))
+    unknown = tuple(dataclasses.replace(test, mask=None) for test in category.test)  # nor any mask at all
+    found = evaluation.evaluate(detector, dataclasses.replace(category, test=unknown), progress=False)
+    evaluation.write_result(tmp_path, found, detector, UNTRAINED)
+    plot_roc_and_pro(evaluation.curves(found))
+    assert evaluation.rank_anomalous(found) == []
+    assert results_table(collect_results(tmp_path)).loc["nut"].tolist()[2:] == ["-"] * 4
 
 
 def write(folder, category, seed, value, files=None, **changes):
@@ -125,10 +166,3 @@ def test_the_difference_to_the_paper_needs_all_fifteen_categories(tmp_path):
     whole = compare_with_paper(collect_results(tmp_path))
     assert whole.loc["aupro", ["paper", "DMDD", "difference"]].tolist() == ["96.13", "95.00", "-1.13"]
     assert whole.loc["image_auroc", ["paper", "difference"]].tolist() == ["not stated", "-"]
-
-
-def test_empty_folder_and_a_file_that_is_no_result(tmp_path):
-    assert collect_results(tmp_path).empty
-    (tmp_path / "nut_seed0.json").write_text('{"metrics": 3}')
-    with pytest.raises(ValueError, match=r"nut_seed0\.json is not a result file"):
-        collect_results(tmp_path)

@@ -3,6 +3,7 @@
 import base64
 import io
 import sys
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -13,12 +14,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dmdd_lite import explorer as widgets
-from dmdd_lite.data.images import DataError, load_images
+from dmdd_lite.data.images import load_images
 from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer import Explorer
 from dmdd_lite.explorer.model import WHOLE
+from dmdd_lite.facts import Facts
 from dmdd_lite.losses import stack_maps
 
 
@@ -62,6 +65,8 @@ def test_maps_are_the_detectors_own_and_an_evaluation_is_not_scored_again(
         np.testing.assert_allclose(shared.anomaly_map(4, name), scored.maps[name][4], atol=1e-5)
     assert np.array_equal(shared.see(4).truth, scored.masks[4])
     assert not shared.see(0).truth.any()
+    unknown = replace(category, test=(category.test[0], replace(category.test[4], mask=None)))
+    assert Explorer(detector, unknown, progress=False).see(1).truth is None
     monkeypatch.setattr(detector, "maps", None)
     assert np.array_equal(Explorer(detector, scored, progress=False).scores("sum"), scored.scores["sum"])
 
@@ -84,14 +89,11 @@ def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
         np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes, names",
-    [
-        ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
-        ({"branches": ("normality",), "plus": None}, ("fused", "normality", "sum")),
-        ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
-    ],
-)
+@pytest.mark.parametrize("changes, names", [
+    ({"branches": ("abnormality",)}, ("plus", "fused", "abnormality", "sum", "position")),
+    ({"branches": ("normality",), "plus": None}, ("fused", "normality", "sum")),
+    ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
+])  # fmt: skip
 def test_models_that_lack_a_kind_of_map(category, changes, names):
     pytest.importorskip("ipywidgets")
     explorer = Explorer(tiny_detector(**changes), category, progress=False)
@@ -140,7 +142,7 @@ def test_without_labels_the_decision_counts(detector, folder):
     explorer = Explorer(detector, folder, progress=False)
     assert [item.name for item in explorer.items] == ["a.png", "b.png", "deep/c.png"]
     middle = float(np.sort(explorer.scores("plus"))[1])
-    explorer.detector = Detector(detector.model, detector.plus, {"plus": middle})
+    explorer.detector = Detector(detector.model, detector.plus, Facts({"plus": middle}))
     assert [explorer.is_bad(i) for i in range(3)] == (explorer.scores("plus") > middle).tolist()
     reading = explorer.read(0, 0.0)
     assert (reading.precision, reading.recall) == (None, None)

@@ -11,6 +11,7 @@ import torch
 from builders import random_images
 
 from dmdd_lite import export
+from dmdd_lite.data.folders import open_folder
 
 DOCS = Path(__file__).parent.parent / "docs/export.md"
 
@@ -41,7 +42,7 @@ def test_onnx_runs_without_this_package(detector, pictures, tmp_path):
     assert found[0] == pytest.approx(scores["plus"].numpy(), abs=1e-4)
     assert found[1] == pytest.approx(maps["plus"].numpy(), abs=1e-4)
     example = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)[-1]
-    files = sorted(map(str, pictures.rglob("*.png")))[:3]
+    files = list(map(str, open_folder(pictures)[:3]))
     command = [sys.executable, "-c", example, str(path), *files]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     for line, prediction in zip(lines, detector.predict(files), strict=True):

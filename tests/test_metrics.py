@@ -31,11 +31,12 @@ def regions_of(mask):
 def brute_curve(maps, masks):
     """(FPR, PRO) in exact fractions at every distinct score, from (0, 0)."""
     regions = [(i, region) for i, mask in enumerate(masks) for region in regions_of(mask)]
-    normal, points = int((~masks).sum()), [(Fraction(0), Fraction(0))]
-    for threshold in np.unique(maps)[::-1]:
-        on = maps >= threshold
+    normal, points = sum(int((~mask).sum()) for mask in masks), [(Fraction(0), Fraction(0))]
+    for threshold in np.unique(np.concatenate([values.ravel() for values in maps]))[::-1]:
+        on = [values >= threshold for values in maps]
         pro = sum(Fraction(sum(bool(on[i][p]) for p in region), len(region)) for i, region in regions)
-        points.append((Fraction(int((on & ~masks).sum()), normal), pro / len(regions)))
+        wrong = sum(int((o & ~mask).sum()) for o, mask in zip(on, masks, strict=True))
+        points.append((Fraction(wrong, normal), pro / len(regions)))
     return points
 
 
@@ -113,21 +114,16 @@ FIRST, SECOND = (SQUARES * (np.arange(2) == i)[:, None, None] for i in range(2))
 GOOD = np.concatenate((SQUARES, np.zeros((1, 16, 16), dtype=bool)))  # and a good image, the third
 
 
-@pytest.mark.parametrize(
-    "maps, masks, pooled, per_image",
-    [
-        (1.0 * SQUARES, SQUARES, 1, 1),
-        (1.0 - SQUARES, SQUARES, 0, 0),
-        (0.0 * SQUARES, SQUARES, 0.15, 0.15),  # the diagonal: (0.3 * 0.3 / 2) / 0.3
-        # a small and a large region weigh the same: from (0, 1/2) to (1, 1), on average 1/2 + 0.3 / 4
-        (1.0 * FIRST, SQUARES, 0.575, 0.575),
-        (1.0 * SECOND, SQUARES, 0.575, 0.575),
-        # image 1 ten higher: its region at once, the other after the 192 / 444 normal pixels of image 1
-        (SQUARES + 10.0 * np.arange(2)[:, None, None], SQUARES, 0.5, 1),
-        # a good image above everything counts for the pooled one only
-        (GOOD + 2.0 * (np.arange(3) == 2)[:, None, None], GOOD, 0, 1),
-    ],
-)
+@pytest.mark.parametrize("maps, masks, pooled, per_image", [
+    (1.0 * SQUARES, SQUARES, 1, 1), (1.0 - SQUARES, SQUARES, 0, 0),
+    (0.0 * SQUARES, SQUARES, 0.15, 0.15),  # the diagonal: (0.3 * 0.3 / 2) / 0.3
+    # a small and a large region weigh the same: from (0, 1/2) to (1, 1), on average 1/2 + 0.3 / 4
+    (1.0 * FIRST, SQUARES, 0.575, 0.575), (1.0 * SECOND, SQUARES, 0.575, 0.575),
+    # image 1 ten higher: its region at once, the other after the 192 / 444 normal pixels of image 1
+    (SQUARES + 10.0 * np.arange(2)[:, None, None], SQUARES, 0.5, 1),
+    # a good image above everything counts for the pooled one only
+    (GOOD + 2.0 * (np.arange(3) == 2)[:, None, None], GOOD, 0, 1),
+])  # fmt: skip
 def test_aupro_of_known_maps(maps, masks, pooled, per_image):
     assert metrics.aupro(maps, masks) == pytest.approx(pooled, abs=1e-12)
     assert metrics.aupro_per_image(maps, masks) == pytest.approx(per_image, abs=1e-12)
@@ -171,21 +167,29 @@ def test_decisions_at_a_threshold_and_the_best_of_all_equal_scikit_learn():
             assert found[f"image_{name}"] == pytest.approx(expected, nan_ok=True), name
 
 
+def test_maps_of_mixed_sizes_are_pooled():
+    for seed in range(40):
+        (maps, masks), (more, marked) = tiny_case(seed), tiny_case(seed + 1)
+        mixed = [*maps, *more], [*masks, *marked]
+        assert metrics.aupro(*mixed) == pytest.approx(brute_aupro(*mixed, 0.3), abs=1e-12)
+        flat = [np.concatenate([values.ravel() for values in part])[None, None] for part in mixed]
+        assert metrics.pixel_auroc(*mixed) == metrics.pixel_auroc(*flat)
+        assert metrics.aupro(list(maps), list(masks)) == metrics.aupro(maps, masks)
+    for wrong, reason in ((maps * np.nan, f"map {len(more)} has NaN"), (maps[:, 1:], "have the shape")):
+        with pytest.raises(ValueError, match=reason):
+            metrics.pixel_ap([*more, *wrong], [*marked, *masks])
+
+
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "pro_curve")
 
 
 @pytest.mark.parametrize("metric", PIXEL_METRICS)
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        (lambda a, m: (a[:, :-1], m), r"maps have the shape \(2, 15, 16\)"),
-        (lambda a, m: (a[0], m[0]), r"\(N, H, W\)"),
-        (lambda a, m: (a[:0], m[:0]), "empty"),
-        (lambda a, m: (a, m & False), "no anomalous pixel"),
-        (lambda a, m: (a, m | True), "no normal pixel"),
-        (lambda a, m: (a, m * 1.0), "bool"),
-    ],
-)
+@pytest.mark.parametrize("change, reason", [
+    (lambda a, m: (a[:, :-1], m), r"maps have the shape \(2, 15, 16\)"),
+    (lambda a, m: (a[0], m[0]), r"\(N, H, W\)"), (lambda a, m: (a[:0], m[:0]), "empty"),
+    (lambda a, m: (a, m & False), "no anomalous pixel"), (lambda a, m: (a, m | True), "no normal pixel"),
+    (lambda a, m: (a, m * 1.0), "bool"),
+])  # fmt: skip
 def test_pixel_metrics_refuse(metric, change, reason):
     with pytest.raises(ValueError, match=reason):
         getattr(metrics, metric)(*change(SQUARES.astype(np.float64), SQUARES))
@@ -198,16 +202,10 @@ def test_aupro_refuses_limits_outside_0_1(limit):
             metric(SQUARES * 1.0, SQUARES, limit)
 
 
-@pytest.mark.parametrize(
-    "scores, labels, reason",
-    [
-        ([0.1, 0.2], [True], "shape"),
-        ([[0.1, 0.2]], [[True, False]], "shape"),
-        ([], [], "empty"),
-        ([0.1, 0.2], [True, True], "no normal image"),
-        ([0.1, 0.2], [False, False], "no anomalous image"),
-    ],
-)
+@pytest.mark.parametrize("scores, labels, reason", [
+    ([0.1, 0.2], [True], "shape"), ([[0.1, 0.2]], [[True, False]], "shape"), ([], [], "empty"),
+    ([0.1, 0.2], [True, True], "no normal image"), ([0.1, 0.2], [False, False], "no anomalous image"),
+])  # fmt: skip
 def test_image_auroc_refuses(scores, labels, reason):
     with pytest.raises(ValueError, match=reason):
         metrics.image_auroc(np.array(scores), np.array(labels))

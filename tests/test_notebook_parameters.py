@@ -4,10 +4,7 @@ import nbformat
 import papermill
 import pytest
 
-from dmdd_lite.reproduce.notebook import (
-    NotebookError,
-    run_notebook,
-)
+from dmdd_lite.reproduce.notebook import NotebookError, run_notebook
 
 
 @pytest.fixture

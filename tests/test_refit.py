@@ -14,16 +14,11 @@ def refit(scripts):
     return import_module("refit")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"msn_attention": ("self",), "plain_weight": 0.1, "smoothing_sigma": 2.0},
-        {"plus": {"channels": 5, "context": 0}},
-        {"plus": None},
-        {"iterations": 7, "msn_iterations": 1},
-        {"iterations": 6, "msn_iterations": 0},
-    ],
-)
+@pytest.mark.parametrize("change", [
+    {"msn_attention": ("self",), "plain_weight": 0.1, "smoothing_sigma": 2.0},
+    {"plus": {"channels": 5, "context": 0}}, {"plus": None}, {"iterations": 7, "msn_iterations": 1},
+    {"iterations": 6, "msn_iterations": 0},
+])  # fmt: skip
 def test_a_detector_refitted_is_that_of_a_whole_training(root, refit, whole, change):
     expected = train_tiny(root, **change)
     config = tiny_config(**change)
@@ -34,14 +29,10 @@ def test_a_detector_refitted_is_that_of_a_whole_training(root, refit, whole, cha
     pd.testing.assert_frame_equal(learned, found.history, check_dtype=len(learned) > 0)
 
 
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        ({"aim_weight": 3.0}, "aim_weight: 1.0 -> 3.0"),
-        ({"iterations": 60}, "student_iterations: 6 -> 45"),
-        ({"msn_iterations": 0, "seed": 1}, "seed: 0 -> 1; student_iterations: 6 -> 8"),
-    ],
-)
+@pytest.mark.parametrize("change, told", [
+    ({"aim_weight": 3.0}, "aim_weight: 1.0 -> 3.0"), ({"iterations": 60}, "student_iterations: 6 -> 45"),
+    ({"msn_iterations": 0, "seed": 1}, "seed: 0 -> 1; student_iterations: 6 -> 8"),
+])  # fmt: skip
 def test_nothing_is_refitted_for_another_student(root, refit, whole, change, told):
     with pytest.raises(ValueError, match=rf"another student than the detector's \({told}\)"):
         refit.refit(whole.detector, tiny_config(**change), root, "lever", progress=False)

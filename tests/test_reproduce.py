@@ -12,6 +12,7 @@ import threading
 import pandas as pd
 import psutil
 import pytest
+from builders import disc, save_image
 from reproductions import arguments, kernels, planned, until, write_result_of, written
 
 from dmdd_lite.config import Config
@@ -54,13 +55,13 @@ def test_values_out_of_range_are_refused(nuts, tmp_path, more):
 
 
 def test_all_that_is_missing_in_one_message(nuts, tmp_path, capsys):
-    (nuts / "nut/ground_truth/hole/000_mask.png").unlink()
+    save_image(nuts / "nut/ground_truth/hole/000_mask.png", disc()[:, :9])
     (nuts / "bolt/train/good/001.png").write_bytes(b"no image")
     wrong = ["--textures", str(tmp_path / "none"), "--teacher-weights", "none.pth", "--device", "cuda:99"]
     assert main(arguments(nuts, tmp_path / "out", *wrong, categories=("nut", "bolt", "screw"))) == 2
     told = capsys.readouterr().err
     for part in (
-        "hole/000.png: no mask",
+        "hole/000_mask.png: a mask of 9 x 16 pixels does not fit",
         "bolt/train/good/001.png",
         "no category named 'screw'",
         f"{tmp_path / 'none'}: no such folder",
@@ -107,6 +108,8 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     assert main(arguments(nuts, tmp_path / "out", categories=("bolt",))) == 2  # it would be averaged with nut
     told = capsys.readouterr().err
     assert f"{other.result} is no run of the same kind as nut_seed0.json ({changes})" in told
+    with pytest.raises(ValueError, match="mask_rule: 'auto' -> 'half'; full_size: False -> True"):
+        finished(planned(nuts, tmp_path, "--mask-rule", "half", "--full-size")[1])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": {"epochs": 3}}'])
@@ -268,8 +271,11 @@ def test_a_stopped_command_leaves_no_process_and_the_next_completes(given, tmp_p
 @pytest.mark.slow
 def test_notebook_05_itself(data, tmp_path):
     more = ("--iterations", "12", "--set", "learning_rate=0.001", "--set", "prior=false")
+    more += ("--mask-rule", "half", "--full-size")
     assert main(arguments(data, tmp_path, *more, categories=("fabric",))) == 0
-    config = json.loads((tmp_path / "fabric_seed0.json").read_text())["config"]
+    values = json.loads((tmp_path / "fabric_seed0.json").read_text())
+    assert (values["mask_rule"], values["full_size"]) == ("half", True)
+    config = values["config"]
     assert (config["iterations"], config["learning_rate"], config["prior"]) == (12, 0.001, False)
 
 

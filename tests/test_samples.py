@@ -28,7 +28,7 @@ def test_every_byte_is_the_committed_one():
 @each_category
 def test_layout_sizes_and_numbers(category):
     found = open_category(samples_root(), category)  # decodes every file
-    assert len(found.train) == TRAIN[category]
+    assert (len(found.train), found.depth, found.warnings) == (TRAIN[category], 8, ())
     kinds = Counter(image.defect for image in found.test)
     assert kinds.pop("good") == 20
     assert set(kinds.values()) == {10}

@@ -6,19 +6,11 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from builders import (
-    networks_of,
-    same_state,
-    state_of,
-    tiny_config,
-    tiny_model,
-    tiny_teacher,
-    train_tiny,
-)
+from builders import networks_of, same_state, state_of, tiny_config, tiny_model, tiny_teacher, train_tiny
 
 from dmdd_lite import training
 from dmdd_lite.backbones.networks import TeacherError
-from dmdd_lite.data.layout import DataError
+from dmdd_lite.data.problems import DataError
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.losses import aim_loss, flat_distance, ngm_loss
 from dmdd_lite.pairs import PairSource, alter, step_generator

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data.images import load_images
-from ..data.layout import Category, load_masks
+from ..data.layout import Category
+from ..data.masks import load_masks
 from ..detector import Detector
 from ..evaluation import METRICS, Evaluation
 from ..losses import msn_loss, resize_mask
@@ -137,8 +138,8 @@ def keep_split(detector: Detector, category: Category, progress: bool = True) ->
     """Read the test split and keep its maps. Raises DataError for unreadable files."""
     size = detector.config.image_size
     paths = [image.path for image in category.test]
-    images = load_images(paths, size, "reading test images" if progress else None)
-    masks = load_masks(category.test, size, None).numpy()
+    images = load_images(paths, size, "reading test images" if progress else None, detector.depth)
+    masks = load_masks(category.test, size, None, category.mask_rule).numpy()
     return KeptSplit(
         detector.config, category, images, masks, keep_output(detector, images, progress=progress)
     )
@@ -170,7 +171,8 @@ def evaluate_msn(
     maps = {name: torch.cat([part[name] for part in parts]) for name in of}
     scores = {name: image_scores(values).numpy() for name, values in maps.items()}
     maps, labels = {name: values.numpy() for name, values in maps.items()}, np.asarray(kept.category.labels)
-    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels) for name in of}
+    known = kept.category.outlined
+    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels, known) for name in of}
     return Evaluation(
         kept.category, kept.images.numpy(), kept.masks, labels, maps, scores, metrics, float("nan")
     )
@@ -208,4 +210,4 @@ def with_msn(detector: Detector, msn: MSN, held_out: Tensor) -> Detector:
     images, uint8 (N, 3, S, S), give it."""
     model = copy.deepcopy(detector.model)
     model.msn.load_state_dict(msn.state_dict())
-    return Detector.calibrated(model, detector.plus, held_out, detector.made_from)
+    return Detector.calibrated(model, detector.plus, held_out, detector.facts)

@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .images import DataError, in_threads
+from .images import in_threads
 from .layout import Category
+from .problems import DataError
 
 KINDS = {  # as messages call them
     "images": "the training images differ",

@@ -5,30 +5,33 @@
     <root>/<category>/test/<defect>/*              defective images
     <root>/<category>/ground_truth/<defect>/*      a mask per defective image: <stem>_mask.* or <stem>.*
 
-Any category name works, and files may be PNG, JPEG, BMP or TIFF; other files are ignored, and so are hidden
-ones and `ground_truth/good`. A mask may have another size than its image, but not other proportions.
-Layout: Bergmann et al., "MVTec AD", CVPR 2019.
-"""
+Any category name works, and files may be PNG, JPEG, BMP, TIFF, WebP or GIF, in sub-folders too; a warning
+tells of others. Hidden ones and `ground_truth/good` do not count. A mask may have another size than its
+image, but not other proportions; a defective image without one counts for the metrics of images only. Layout:
+Bergmann et al., "MVTec AD", CVPR 2019."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from .images import DataError, in_threads, read_image, read_mask
+from .checks import examine
+from .folders import children, find_images, folders, ignored
+from .images import bit_depth
+from .masks import RULES, vanishing
+from .problems import DataError, DataWarning, counted, some
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 GOOD, SPLITS = "good", ("train", "test", "ground_truth")
 
 
 @dataclass(frozen=True)
 class TestImage:
-    """One image of the test split; `defect` is its folder's name, `mask` is None for "good"."""
+    """One image of the test split; `defect` is its folder's name, `mask` None for "good", or if missing."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
@@ -43,99 +46,78 @@ class TestImage:
 
 @dataclass(frozen=True)
 class Category:
-    """One category, all of its files known; `train` and `test` are sorted by path."""
+    """One category, all of its files known; `train` and `test` are sorted by path. mask_rule: how masks are
+    read, one of `masks.RULES`; warnings: what was told when it was opened."""
 
     root: Path
     name: str
     train: tuple[Path, ...]
     test: tuple[TestImage, ...]
+    mask_rule: str = "auto"
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def depth(self) -> int:
+        """Bits of the training images, as of `images.bit_depth`, which reads them."""
+        return bit_depth(self.train)
 
     @property
     def labels(self) -> np.ndarray:
         """Bool (N,), True where the test image is anomalous."""
         return np.array([image.is_anomalous for image in self.test], dtype=bool)
 
-
-# ---- finding files ------------------------------------------------------------------------------------
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The images directly in a folder, by suffix (in any case), sorted, without hidden files; with links to
-    files that are not there, so that none is left out in silence.
-
-    Raises DataError if there is no such folder.
-    """
-    return [path for path in _children(Path(folder)) if _is_image(path)]
-
-
-def open_folder(folder: str | Path, recursive: bool = False) -> tuple[Path, ...]:
-    """The images of a flat folder, or with `recursive` those of its sub-folders too (DTD's classes, say), but
-    not of hidden ones, nor of links to folders, which may lead round in circles.
-
-    The files are listed, not decoded. Raises DataError if there is no folder, or no image in it.
-    """
-    images = list_images(folder)
-    waiting = _folders(Path(folder)) if recursive else []
-    while waiting:
-        below = waiting.pop()
-        if not below.is_symlink():
-            images += list_images(below)
-            waiting += _folders(below)
-    images.sort()
-    if not images:
-        hint = "" if recursive else ", or pass recursive=True to look in sub-folders"
-        raise DataError(f"{folder}: no images; put PNG, JPEG, BMP or TIFF files there{hint}")
-    return tuple(images)
+    @property
+    def outlined(self) -> np.ndarray:
+        """Bool (N,), True where it is known which pixels are defective."""
+        return np.array([not image.is_anomalous or image.mask is not None for image in self.test], dtype=bool)
 
 
 def open_train(root: str | Path, name: str, check_files: bool = True) -> tuple[Path, ...]:
     """The images to train on; the test split is not even listed.
 
-    With `check_files` every image is decoded. Raises one DataError that lists all problems.
-    """
-    folder, problems = _category_folder(Path(root), name), []
-    train = _train_images(folder, problems)
-    if check_files:
-        problems += _file_problems([(path, None) for path in train])
-    if problems:
-        raise DataError(problems, str(folder))
+    With `check_files` every image is decoded. Warns of files that are ignored and of constant images. Raises
+    one DataError that lists all problems."""
+    folder, problems, told = _category_folder(Path(root), name), [], []
+    train = _train_images(folder, problems, told)
+    _finish(
+        folder, problems, told, [(path, None) for path in train] if check_files else [], len(train), "auto"
+    )
     return tuple(train)
 
 
-def open_category(root: str | Path, name: str, check_files: bool = True) -> Category:
+def open_category(root: str | Path, name: str, check_files: bool = True, mask_rule: str = "auto") -> Category:
     """Both splits of a category, after everything about them has been checked.
 
-    With `check_files` all images and masks are decoded, and no mask may be empty.
-    Raises one DataError that lists all problems, each with its remedy.
-    """
-    folder, problems = _category_folder(Path(root), name), []
-    train = _train_images(folder, problems)
-    test = _test_images(folder, problems)
-    if check_files:
-        files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
-        problems += _file_problems(files)
+    With `check_files` all images and masks are decoded. Warns of what falsifies numbers unless it is meant:
+    files that are ignored, defective images without a mask, test images that are also in train/good, constant
+    images, masks that mark nothing or nearly everything. Raises one DataError that lists all problems, each
+    with its remedy; ValueError for an unknown mask_rule."""
+    if mask_rule not in RULES:
+        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {mask_rule!r}")
+    folder, problems, told = _category_folder(Path(root), name), [], []
+    train = _train_images(folder, problems, told)
+    test = _test_images(folder, problems, told)
+    files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
+    _finish(folder, problems, told, files if check_files else [], len(train), mask_rule)
+    return Category(Path(root), name, tuple(train), tuple(test), mask_rule, tuple(told))
+
+
+def vanishing_defects(root: str | Path, name: str, size: int) -> list[str]:
+    """A warning if defects of the category's masks vanish at this image size, else none; no image is read."""
+    category = Path(root) / name
+    defects = [folder for folder in folders(category / "ground_truth") if folder.name != GOOD]
+    return vanishing([path for folder in defects for path in find_images(folder, category)[0]], size)
+
+
+def _finish(folder: Path, problems: list[str], told: list[str], files: list, train: int, rule: str):
+    """Decode the files, then raise DataError with all problems, or warn of what was told."""
+    found = examine(files, train, rule)
+    problems += found[0]
+    told += found[1]
     if problems:
         raise DataError(problems, str(folder))
-    return Category(Path(root), name, tuple(train), tuple(test))
-
-
-def _children(folder: Path) -> list[Path]:
-    """Everything in a folder but what is hidden, sorted. Raises DataError if it cannot be listed."""
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: no such folder; check the path")
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
-
-
-def _is_image(path: Path) -> bool:
-    lost = os.path.islink(path) and not os.path.exists(path)
-    return path.suffix.lower() in IMAGE_SUFFIXES and (lost or os.path.isfile(path))
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [p for p in _children(parent) if os.path.isdir(p)] if os.path.isdir(parent) else []
+    for text in told:
+        warnings.warn(text, DataWarning, stacklevel=3)
 
 
 def _is_category(folder: Path) -> bool:
@@ -153,7 +135,7 @@ def _category_folder(root: Path, name: str) -> Path:
     _check_level(root, folder)
     if folder and os.path.isdir(folder):
         return folder
-    others = ", ".join(found.name for found in _folders(root)) or "none"
+    others = ", ".join(found.name for found in folders(root)) or "none"
     raise DataError(f"{root}: no category named {name!r}; categories there: {others}")
 
 
@@ -167,70 +149,87 @@ def _check_level(root: Path, folder: Path | None):
         raise DataError(f"{root}: lies in a category; pass {above.parent} as root and {above.name!r} as name")
     if folder is None:
         return
-    inner = ", ".join(repr(found.name) for found in _folders(folder) if _is_category(found))
+    inner = ", ".join(repr(found.name) for found in folders(folder) if _is_category(found))
     if inner:
         raise DataError(f"{folder}: holds categories itself; pass it as root and as name one of {inner}")
-    for between in _folders(root):
+    for between in folders(root):
         if _is_category(between / folder.name):
             raise DataError(f"{root}: {folder.name!r} lies in {between}; pass that as root")
 
 
-def _train_images(category: Path, problems: list[str]) -> list[Path]:
+def _train_images(category: Path, problems: list[str], told: list[str]) -> list[Path]:
     folder = category / "train" / GOOD
-    images = list_images(folder) if os.path.isdir(folder) else []
+    images, others = find_images(folder, category) if os.path.isdir(folder) else ([], [])
     if not images:
         state = "no images" if os.path.isdir(folder) else "no such folder"
         problems.append(f"{folder}: {state}; put the defect-free images to train on there")
+    beside = others + _files(category / "train")
+    for place in folders(category / "train"):
+        beside += [path for found in find_images(place, category) for path in found if place != folder]
+    told += ignored(sorted(beside), category)
     return images
 
 
-def _test_images(category: Path, problems: list[str]) -> list[TestImage]:
+def _files(folder: Path) -> list[Path]:
+    """What a folder, which need not exist, holds beside folders."""
+    return [path for path in children(folder) if not os.path.isdir(path)] if os.path.isdir(folder) else []
+
+
+def _test_images(category: Path, problems: list[str], told: list[str]) -> list[TestImage]:
     """The test split with its masks; what is wrong with its structure is appended to `problems`."""
     split, truth = category / "test", category / "ground_truth"
     if not os.path.isdir(split):
         problems.append(f"{split}: no such folder; put test images into test/good and test/<defect>")
         return []
     test: list[TestImage] = []
-    for folder in _folders(split):
-        images, masks = list_images(folder), {}
+    left = _files(split) + _files(truth)
+    for folder in folders(split):
+        (images, others), masks = find_images(folder, category), {}
+        left += others
         if images and folder.name != GOOD:
-            masks = _match_masks(images, truth / folder.name, problems)
+            masks = _match_masks(images, folder, truth / folder.name, problems)
+            if missing := [path.relative_to(split) for path in images if path not in masks]:
+                told.append(
+                    f"{counted(missing, 'defective image')} without a mask: {some(missing)}; counted for the "
+                    f"metrics of images only, unless you add {truth / folder.name}/<image stem>_mask.png"
+                )
         elif not images and folder.name != GOOD:
             problems.append(f"{folder}: no images; put the defective images there or remove the folder")
         test += [TestImage(path, folder.name, masks.get(path)) for path in images]
-    defects = {folder.name for folder in _folders(split)} - {GOOD}
+    defects = {folder.name for folder in folders(split)} - {GOOD}
     if all(image.is_anomalous for image in test):
         problems.append(f"{split / GOOD}: no images; put at least one defect-free test image there")
     if not defects:
         problems.append(f"{split}: no defective images; put at least one into test/<defect>")
-    for folder in _folders(truth):
+    for folder in folders(truth):
         if folder.name not in defects | {GOOD}:
             problems.append(f"{folder}: no test folder of that name; add {split / folder.name} or remove it")
+        elif folder.name != GOOD:
+            left += find_images(folder, category)[1]
+    told += ignored(sorted(left), category)
     return test
 
 
-def _match_masks(images: list[Path], folder: Path, problems: list[str]) -> dict[Path, Path]:
-    """The mask of each image: the one file in `folder` with the stem `<stem>_mask` or `<stem>`."""
-    owners: dict[Path, list[str]] = {
-        path: [] for path in (list_images(folder) if os.path.isdir(folder) else [])
-    }
-    if not owners:
-        problems.append(f"{folder}: no masks for {len(images)} images; add <image stem>_mask.png for each")
-        return {}
-    by_stem: dict[str, list[Path]] = {}
+def _match_masks(images: list[Path], split: Path, folder: Path, problems: list[str]) -> dict[Path, Path]:
+    """The mask of each image that has one: the file with the stem `<stem>_mask` or `<stem>` in the same
+    sub-folder of `folder`, else in `folder` itself."""
+    category = folder.parent.parent
+    owners = {path: [] for path in (find_images(folder, category)[0] if os.path.isdir(folder) else [])}
+    places: dict[tuple[Path, str], list[Path]] = {}
     for mask in owners:
-        by_stem.setdefault(mask.stem, []).append(mask)
+        places.setdefault((mask.parent, mask.stem), []).append(mask)
     matched: dict[Path, Path] = {}
     for image in images:
-        fits = by_stem.get(f"{image.stem}_mask", []) + by_stem.get(image.stem, [])
+        for place in dict.fromkeys((folder / image.parent.relative_to(split), folder)):
+            fits = [m for stem in (f"{image.stem}_mask", image.stem) for m in places.get((place, stem), [])]
+            if fits:
+                break
         for mask in fits:
             owners[mask].append(image.name)
-        if not fits:
-            problems.append(f"{image}: no mask; add {folder / image.stem}_mask.png")
-        elif len(fits) > 1:
+        if len(fits) > 1:
             names = " and ".join(mask.name for mask in fits)
             problems.append(f"{image}: ambiguous masks {names}; keep one of them in {folder}")
-        else:
+        elif fits:
             matched[image] = fits[0]
     for mask, names in owners.items():
         if not names:
@@ -238,54 +237,3 @@ def _match_masks(images: list[Path], folder: Path, problems: list[str]) -> dict[
         elif len(names) > 1:
             problems.append(f"{mask}: ambiguous, fits {' and '.join(names)}; give the images other stems")
     return matched
-
-
-def _file_problems(files: list[tuple[Path, Path | None]]) -> list[str]:
-    """What decoding brings to light; a file is an image and its mask, if it has one."""
-    return [text for found in in_threads(_problems_of, files) for text in found]
-
-
-def _problems_of(file: tuple[Path, Path | None]) -> list[str]:
-    path, mask = file
-    image, marked = _tried(read_image, path), None if mask is None else _tried(read_mask, mask)
-    problems = [found for found in (image, marked) if isinstance(found, str)]
-    if isinstance(marked, torch.Tensor) and not marked.any():
-        problems.append(
-            f"{mask}: empty mask; mark the defect (transparency is not read), or move the image to test/good"
-        )
-    if not problems and mask is not None and _differ_in_proportions(image.shape[1:], marked.shape):
-        (height, width), (rows, columns) = image.shape[1:], marked.shape
-        problems.append(
-            f"{mask}: a mask of {columns} x {rows} pixels does not fit its image of {width} x {height}; "
-            "turn the mask as the image is turned, or draw it anew"
-        )
-    return problems
-
-
-def _tried(read, path: Path) -> torch.Tensor | str:
-    """What reading gives, or what is wrong."""
-    try:
-        return read(path)
-    except DataError as error:
-        return str(error)
-
-
-def _differ_in_proportions(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two sizes (H, W) are of proportions more than a tenth apart."""
-    across, down = one[0] * other[1], one[1] * other[0]
-    return max(across, down) > 1.1 * min(across, down)
-
-
-def load_masks(
-    test: Sequence[TestImage],
-    size: int,
-    progress: str | None = "reading masks",
-    workers: int | None = None,
-) -> torch.Tensor:
-    """Bool (N, size, size) in the order of `test`; all False for good images."""
-    masks = torch.zeros((len(test), size, size), dtype=torch.bool)
-    rows = [row for row, image in enumerate(test) if image.mask is not None]
-    found = in_threads(lambda row: read_mask(test[row].mask, size), rows, progress, workers)
-    for row, mask in zip(rows, found, strict=True):
-        masks[row] = mask
-    return masks

@@ -1,6 +1,7 @@
 """What training sees: the good images and the textures, read and checked once and kept on the device."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from ..config import Config
 from ..data.foreground import foreground_masks
 from .fingerprints import Hashes, hash_files
-from .images import DataError, load_images
-from .layout import open_folder, open_train
+from .folders import open_folder
+from .images import bit_depth, load_images
+from .layout import open_train, vanishing_defects
+from .problems import DataError, DataWarning
 from .textures import procedural_textures
 
 TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
@@ -19,21 +22,23 @@ TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
-    None, textures uint8 (T, 3, S, S); and the hashes of the files of images and textures, as in
-    `fingerprints`."""
+    None, textures uint8 (T, 3, S, S); the hashes of the files of images and textures, as in `fingerprints`;
+    and depth, the bits of the training images."""
 
     images: Tensor
     held_out: Tensor
     foreground: Tensor | None
     textures: Tensor
     files: dict[str, Hashes]
+    depth: int = 8
 
 
 def load_training_data(
     config: Config, data_root, category: str, texture_root="", device="cpu", progress=True
 ) -> TrainingData:
     """Read and check train/good and the textures, procedural ones without a folder; never opens the test
-    split. Raises DataError."""
+    split. Of ground_truth, if there is one, it only tells which defects vanish at this image size.
+    Raises DataError."""
     paths = open_train(data_root, category)
     if len(paths) < 2:
         raise DataError(f"{data_root}/{category}/train/good has one image, two are needed: add good images")
@@ -44,11 +49,15 @@ def load_training_data(
             "needs three to train on: add good images, lower holdout, or set plus=None"
         )
     order, chosen = draw_files(config, len(paths), texture_root)
-    images = load_images(paths, config.image_size, "reading images" if progress else None)
+    for text in vanishing_defects(data_root, category, config.image_size):
+        warnings.warn(text, DataWarning, stacklevel=3)
+    depth = bit_depth(paths)
+    images = load_images(paths, config.image_size, "reading images" if progress else None, depth)
     foreground = foreground_masks(images, category, config.foreground)
     kept, out = order[held:].sort().values, order[:held].sort().values
     if chosen:
-        textures = load_images(chosen, config.image_size, "reading textures" if progress else None)
+        reading = "reading textures" if progress else None
+        textures = load_images(chosen, config.image_size, reading, bit_depth(chosen))
     else:
         textures = procedural_textures(config.image_size, config.seed)
     return TrainingData(
@@ -57,13 +66,14 @@ def load_training_data(
         None if foreground is None else foreground[kept].to(device),
         textures.to(device),
         {"images": hash_files(paths, data_root), "textures": hash_files(chosen, texture_root)},
+        depth,
     )
 
 
 def draw_files(config: Config, images: int, texture_root="") -> tuple[Tensor, list[Path]]:
     """What the seed draws for so many training images: their order (N,), of which the first are held out, and
     the TEXTURE_LIMIT textures at most that are read, none without a folder. Raises DataError."""
-    found = open_folder(texture_root, recursive=True) if texture_root else ()
+    found = open_folder(texture_root) if texture_root else ()
     rng = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(images, generator=rng)
     chosen = torch.randperm(len(found), generator=rng)[:TEXTURE_LIMIT].tolist()

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..data.images import FORMATS, DataError, read_image
-from ..data.layout import Category, open_category, open_folder
+from ..data.files import FORMATS, READABLE
+from ..data.folders import open_folder
+from ..data.images import read_image
+from ..data.layout import Category, open_category
+from ..data.problems import DataError
 from ..evaluation import Evaluation
 
 
@@ -22,6 +25,7 @@ class Item:
     source: Path | bytes
     defect: str | None = None
     mask: Path | None = None
+    mask_rule: str = "auto"
 
 
 def find_items(source: str | Path | Category | Evaluation) -> list[Item]:
@@ -35,14 +39,17 @@ def find_items(source: str | Path | Category | Evaluation) -> list[Item]:
     if isinstance(source, str | Path):
         folder = Path(source)
         if not ((folder / "train" / "good").is_dir() and (folder / "test").is_dir()):
-            found = open_folder(folder, recursive=True)
+            found = open_folder(folder)
             return [Item(shown(path.relative_to(folder).as_posix()), path) for path in found]
         folder = folder.resolve()
         source = open_category(folder.parent, folder.name, check_files=False)
     if not isinstance(source, Category):
         kind = type(source).__name__
         raise TypeError(f"explore a folder, a Category or an Evaluation, not {kind}")
-    return [Item(shown(f"{t.defect}/{t.path.name}"), t.path, t.defect, t.mask) for t in source.test]
+    return [
+        Item(shown(f"{t.defect}/{t.path.name}"), t.path, t.defect, t.mask, source.mask_rule)
+        for t in source.test
+    ]
 
 
 def shown(name: str) -> str:
@@ -52,9 +59,10 @@ def shown(name: str) -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in hidden else c for c in name)
 
 
-def read_bytes(data: bytes, name: str) -> torch.Tensor:
-    """An image file's content as uint8 (3, H, W). Raises DataError, naming it, if it is none."""
+def read_bytes(data: bytes, name: str, depth: int = 16) -> torch.Tensor:
+    """An image file's content as uint8 (3, H, W), depth as in `read_image`. Raises DataError, naming it, if
+    it is none."""
     try:
-        return read_image(Image.open(io.BytesIO(data), formats=FORMATS))
+        return read_image(Image.open(io.BytesIO(data), formats=FORMATS), depth=depth)
     except Exception as error:  # Pillow's decoders raise a dozen types for broken files
-        raise DataError(f"{name}: not a readable PNG, JPEG, BMP or TIFF image") from error
+        raise DataError(f"{name}: not a readable {READABLE} image") from error

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ..data.images import read_image, read_mask
-from ..data.layout import Category
+from ..data.images import read_image
+from ..data.layout import GOOD, Category
+from ..data.masks import read_mask
 from ..detector import Detector, decisive_map, map_names
 from ..evaluation import Evaluation
 from ..model import ModelOutput, full_size_maps, image_scores
@@ -129,8 +130,8 @@ class Explorer:
         maps, scores, (output, plus) = self._predict([original])
         truth = None
         if item.mask is not None:
-            truth = read_mask(item.mask, size).numpy()
-        elif item.defect is not None:
+            truth = read_mask(item.mask, size, item.mask_rule).numpy()
+        elif item.defect == GOOD:  # a defective image without a mask has none
             truth = np.zeros((size, size), dtype=bool)
         share = SIDE / max(original.shape[1:])  # small ones grow: lines drawn on them stay thin
         shown = [max(1, round(share * side)) for side in original.shape[:0:-1]]
@@ -153,7 +154,7 @@ class Explorer:
             pixels.thumbnail((side, side), Image.Resampling.BILINEAR)
             truth = None
             if item.mask is not None:
-                mask = Image.fromarray(read_mask(item.mask).numpy())
+                mask = Image.fromarray(read_mask(item.mask, None, item.mask_rule).numpy())
                 truth = np.asarray(mask.resize(pixels.size, Image.Resampling.NEAREST))
             self._thumbnails[index] = np.asarray(pixels), truth
         return self._thumbnails[index]
@@ -162,7 +163,7 @@ class Explorer:
         """Whether the image is anomalous: by its label, else by the detector's decision."""
         defect = self.items[index].defect
         if defect is not None:
-            return defect != "good"
+            return defect != GOOD
         return bool(self.scores(self.decisive)[index] > self.detector.threshold)
 
     @property
@@ -242,9 +243,10 @@ class Explorer:
     # ---- prediction -------------------------------------------------------------------------------------
 
     def _read(self, item: Item) -> torch.Tensor:
-        return (
-            read_bytes(item.source, item.name) if isinstance(item.source, bytes) else read_image(item.source)
-        )
+        depth = self.detector.depth
+        if isinstance(item.source, bytes):
+            return read_bytes(item.source, item.name, depth)
+        return read_image(item.source, depth=depth)
 
     def _predict(self, originals: Sequence[torch.Tensor]):
         """Images uint8 (3, H, W) -> maps (B, S, S) and scores (B,) by (name, scale), and the model's output,

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data.images import DataError
+from ..data.problems import DataError
 from . import pictures
 from .items import shown
 from .model import ALL_SCALES, WHOLE, Explorer, Seen

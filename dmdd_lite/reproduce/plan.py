@@ -12,8 +12,10 @@ import pandas as pd
 from ..backbones.networks import TeacherError
 from ..config import MVTEC_CATEGORIES, Config, published_iterations
 from ..data.fingerprints import Fingerprint, changes, digest, hash_category, hash_files
-from ..data.images import DataError
-from ..data.layout import open_category, open_folder
+from ..data.folders import open_folder
+from ..data.layout import open_category
+from ..data.masks import RULES
+from ..data.problems import DataError
 from ..data.samples import samples_root
 from ..data.training import draw_files
 from ..evaluation import collect_results
@@ -25,7 +27,8 @@ from .run import CannotStart, Job, finished
 DESCRIPTION = """The whole table: every category and seed by notebook 05, on this machine's GPUs or cores
 or on a Dask cluster; the same command resumes after any interruption and repeats nothing finished."""
 PATHS = ("data_root", "texture_root", "teacher_weights", "results_dir")
-OWN = (*PATHS, "teacher", "image_size", "batch_size", "device")  # parameters with options, as are those below
+#: parameters with options, as are those below
+OWN = (*PATHS, "teacher", "image_size", "batch_size", "mask_rule", "full_size", "device")
 OWN_OF_RUN = ("category", "seed", "iterations", "settings")
 
 
@@ -44,6 +47,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--image-size", default=256, **whole, help="default: %(default)s")
     add("--batch-size", default=16, **whole, help="default: %(default)s")
     add("--iterations", **whole, help="default: 5,000, and 10,000 for cable and transistor")
+    add("--mask-rule", default="auto", choices=RULES, help="how masks are read; default: %(default)s")
+    add("--full-size", action="store_true", help="metrics of pixels on the original masks")
     add("--jobs", **whole, help="runs at a time; default: the number of GPUs, or 1")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     add("--scheduler", metavar="ADDRESS", help="of a running Dask cluster, such as tcp://host:8786")
@@ -113,9 +118,10 @@ def problems_of(jobs: list[Job]) -> list[str]:
         return []
     one, config = jobs[0].parameters, jobs[0].config()
     checks = [
-        (open_category, one["data_root"], c) for c in dict.fromkeys(j.parameters["category"] for j in jobs)
+        (open_category, one["data_root"], name, True, one["mask_rule"])
+        for name in dict.fromkeys(job.parameters["category"] for job in jobs)
     ]
-    checks += [(open_folder, one["texture_root"], True)] if one["texture_root"] else []
+    checks += [(open_folder, one["texture_root"])] if one["texture_root"] else []
     checks += [(build_teacher, config.teacher, config.teacher_weights, config.teacher_options)]
     checks += [(resolve_device, one["device"])]
     problems = []

@@ -100,6 +100,8 @@ def finished(job: Job) -> dict | None:
         _ = values["metrics"]["fused"], values["seconds"], digests(values.get("files", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{job.result} is not a result file ({error!r}); move it away") from error
+    pairs = [(name, values.get(name), job.parameters[name]) for name in ("mask_rule", "full_size")]
+    changed += [f"{name}: {before!r} -> {now!r}" for name, before, now in pairs if before != now]
     if changed:
         told = f"{job.result} was made with other settings ({'; '.join(changed)})"
         raise ValueError(f"{told}; choose another --results folder")
@@ -251,7 +253,8 @@ def _outcome(job: Job, future) -> tuple[str, str]:
             if finished(job) is None:
                 write_json(job.result, told)
             fused = told["metrics"]["fused"]
-            numbers = [f"{name} {100 * fused[name]:.2f}" for name in ("image_auroc", "pixel_auroc", "aupro")]
+            known = [n for n in ("image_auroc", "pixel_auroc", "aupro") if fused[n] is not None]
+            numbers = [f"{name} {100 * fused[name]:.2f}" for name in known]
             told = ", ".join([*numbers, f"{told['seconds'] / 60:.1f} minutes of training"])
     except Exception as error:  # of the kernel, the worker or the scheduler
         state, told = "failed", f"{type(error).__name__}: {error}"

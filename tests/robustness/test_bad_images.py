@@ -12,13 +12,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from builders import save_image
+from builders import deep_png, save_image, written
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dmdd_lite.data.images import read_image
-from dmdd_lite.data.layout import DataError
+from dmdd_lite.data.problems import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 REMEDY = "replace or remove it|shrink it|check the path|check its permissions|remove the link"
@@ -33,17 +33,15 @@ def encoded(array, kind: str, **options) -> bytes:
 PICTURES = {
     "colour.png": encoded(COLOURS, "PNG"),
     "16bit.png": encoded(COLOURS[..., 0].astype(np.uint16) * 250, "PNG"),
+    "deep.png": deep_png(COLOURS.astype(np.uint16) * 257),
+    "lossless.webp": encoded(COLOURS, "WEBP", lossless=True),
+    "palette.gif": encoded(COLOURS[..., 0], "GIF"),
     "baseline.jpg": encoded(COLOURS, "JPEG"),
     "progressive.jpg": encoded(COLOURS, "JPEG", progressive=True),
     "plain.bmp": encoded(COLOURS, "BMP"),
     "lzw.tif": encoded(COLOURS, "TIFF", compression="tiff_lzw"),
     "jpeg.tif": encoded(COLOURS, "TIFF", compression="jpeg"),
 }
-
-
-def written(path, content: bytes):
-    path.write_bytes(content)
-    return path
 
 
 def read_or_refuse(path):
@@ -93,7 +91,7 @@ def test_content_counts_and_not_the_extension(tmp_path):
     for name in ("a.jpg", "a.TIF", "a"):
         pixels = read_image(written(tmp_path / name, PICTURES["colour.png"]))
         assert torch.equal(pixels, torch.from_numpy(COLOURS).permute(2, 0, 1))
-    others = [encoded(COLOURS, kind) for kind in ("GIF", "WEBP", "PPM")]
+    others = [encoded(COLOURS, kind) for kind in ("PPM", "ICO")]
     for content in (*others, b"", b"hello, I am text", b"\x89PNG", b"BM\0\1", b"<svg/>", b"%PDF-1.7"):
         assert read_or_refuse(written(tmp_path / "a.png", content)) is None
 

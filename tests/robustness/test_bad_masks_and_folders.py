@@ -9,8 +9,11 @@ import torch
 from builders import disc, make_category, save_image, tiny_config
 from PIL import Image
 
-from dmdd_lite.data.images import read_image, read_mask
-from dmdd_lite.data.layout import DataError, load_masks, open_category, open_folder
+from dmdd_lite.data.folders import open_folder
+from dmdd_lite.data.images import read_image
+from dmdd_lite.data.layout import open_category
+from dmdd_lite.data.masks import load_masks, read_mask
+from dmdd_lite.data.problems import DataError, DataWarning
 from dmdd_lite.data.training import load_training_data
 from dmdd_lite.training import train
 
@@ -37,18 +40,22 @@ def alpha_only(marked: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([np.zeros_like(marked)] * 3 + [marked], axis=2))
 
 
-@pytest.mark.parametrize("on, off, share", [(255, 255, 1.0), (0, 255, 226 / 256), (128, 0, 30 / 256)])
-def test_masks_that_look_odd_are_taken_as_they_are(category, on, off, share):
-    """Full, inverted, grey."""
-    path = category / "ground_truth/hole/000_mask.png"
-    save_image(path, np.where(disc() > 0, on, off).astype(np.uint8))
-    masks = load_masks(check(category).test, 16, None)
-    assert masks[-2].float().mean() == share
+INVERTED, EMPTY = "1 mask covering over 60%", "1 mask marking nothing"
+
+
+@pytest.mark.parametrize("mask, share, told", [
+    (disc() | 255, 256, INVERTED), (255 - disc(), 226, INVERTED), (disc(on=128), 30, ""),
+    (disc(on=0), 0, EMPTY), (alpha_only(disc()), 0, EMPTY), (disc().repeat(3, 0).repeat(3, 1), 30, ""),
+])  # fmt: skip
+def test_masks_that_look_odd_are_taken_as_they_are_and_told(category, mask, share, told, recwarn):
+    """Full, inverted, grey, empty, transparent, larger than the image."""
+    save_image(category / "ground_truth/hole/000_mask.png", mask)
+    found = check(category)
+    assert load_masks(found.test, 16, None)[-2].sum() == share
+    assert [text[: len(told)] for text in found.warnings] == ([told] if told else [])
 
 
 @pytest.mark.parametrize("mask, message", [
-    (disc(on=0), r"000_mask\.png: empty mask; mark the defect"),
-    (alpha_only(disc()), r"000_mask\.png: empty mask; mark the defect \(transparency is not read\)"),
     (disc()[:, :9], r"000_mask\.png: a mask of 9 x 16 pixels does not fit its image of 16 x 16; turn"),
     (np.full((16, 16), np.nan, np.float32), r"000_mask\.png: unreadable image \(floating-point pixels must"),
     (np.full((16, 16), -5, np.int32), r"000_mask\.png: unreadable image \(integers outside 0\.\.65535"),
@@ -92,14 +99,26 @@ def test_names_of_any_kind(category, name):
     refusal(category).encode()  # can be printed
 
 
-def test_what_is_no_image_is_left_out(category):
+def test_what_is_no_image_is_left_out_and_named(category):
     good = category / "train/good"
-    for name in ("Thumbs.db", ".DS_Store", "._000.png", "notes.txt", "a.png~", "b.webp"):
+    for name in ("Thumbs.db", ".DS_Store", "._000.png", "notes.txt", "a.png~", "b.heic"):
         (good / name).write_bytes(b"\0\5\x16\7")
     (good / "folder.png").mkdir()
     os.mkfifo(good / "pipe.png")
     (category / "train/good/000.png").rename(good / "000.PnG")
-    assert [path.name for path in check(category).train] == ["000.PnG", "001.png"]
+    told = r"4 files ignored .*good/a\.png~, train/good/b\.heic, train/good/notes\.txt, train/good/pipe\.png;"
+    with pytest.warns(DataWarning, match=told):
+        assert [path.name for path in check(category).train] == ["000.PnG", "001.png"]
+
+
+def test_sub_folders_are_read_with_masks_beside_or_above(category):
+    for part in (*FILES[1:], "test/hole/001.png", "train/good/001.png"):
+        path = category / part
+        (path.parent / "day 1").mkdir(exist_ok=True)
+        path.rename(path.parent / "day 1" / path.name)
+    found = check(category)
+    assert [path.parent.name for path in found.train] == ["good", "day 1"]
+    assert [image.mask.parent.name for image in found.test[-2:]] == ["day 1", "hole"]
 
 
 @pytest.mark.parametrize("part", FILES)
@@ -113,11 +132,24 @@ def test_links_that_lead_nowhere_are_named_and_others_followed(category, part, t
     assert f"{path}: a link to a file that is not there; restore that file or remove the link" in told
 
 
-def test_links_to_folders_are_not_followed_in_circles(category):
+def test_links_to_folders_are_followed_once_and_not_in_circles(category, tmp_path):
+    """Neither above nor into the same category, where they only repeat what is there."""
     (category / "test/hole/again").symlink_to(category)
     (category / "train/good/up").symlink_to("..")
-    assert len(check(category).test) == 4
-    assert len(open_folder(category, recursive=True)) == 8
+    (category / "test/good/root").symlink_to("/")
+    save_image(tmp_path / "more/deep/9.png", disc())
+    (tmp_path / "more/back").symlink_to(category / "test")
+    for name in ("more", "more too"):
+        (category / "train/good" / name).symlink_to(tmp_path / "more")
+    (category / "test/good").rename(category / "good")
+    (category / "test/good").symlink_to(category / "good")  # the folder itself may be a link
+    with pytest.warns(DataWarning, match="2 files ignored"):
+        found = check(category)
+    assert (len(found.test), len(found.train)) == (4, 3)
+    assert "train/good/more/back, train/good/up;" in found.warnings[0]
+    assert "test/good/root, test/hole/again;" in found.warnings[1]
+    with pytest.warns(DataWarning, match="5 files ignored"):
+        assert len(open_folder(category)) == 9
 
 
 # ---- what training makes of it ------------------------------------------------------------------------

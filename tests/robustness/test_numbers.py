@@ -80,6 +80,7 @@ SETS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* of one value")
 @pytest.mark.parametrize("kind", SETS)
 def test_whatever_the_training_images_all_numbers_are_finite(tmp_path, kind):
     root = category_of(tmp_path, SETS[kind], 5)
