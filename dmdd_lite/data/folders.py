@@ -46,7 +46,7 @@ def find_images(folder: str | Path, whole: str | Path | None = None) -> tuple[li
         for path in children(below):
             if os.path.isdir(path) and not (os.path.islink(path) and _leads_back(path, own)):
                 waiting.append(path)
-            elif path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or os.path.islink(path)):
+            elif path.suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path)):
                 images.append(path)
             elif path.name.lower() not in OF_SYSTEM:
                 others.append(path)
