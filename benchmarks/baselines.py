@@ -159,7 +159,7 @@ def run_baseline(name: str, data: Data, config: Config, options) -> dict:
         **settings_of(name, data, config, options),
         "seed": config.seed,
         "protocol": PROTOCOL,
-        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels, category.outlined)},
+        "metrics": {MAP: evaluate_maps(maps, masks, scores, category.labels, None, category.outlined)},
         "zones": grid.zone_recalls({MAP: maps}, masks),
         "seconds": round(seconds, 1),
         **describe(device),

@@ -104,12 +104,12 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     assert f"{job.result} was made with other settings ({changes})" in told
     assert "choose another --results folder" in told
     assert other.result.name not in told
+    with pytest.raises(ValueError, match="mask_rule: 'auto' -> 'half'; full_size: False -> True"):
+        finished(planned(nuts, tmp_path, "--mask-rule", "half", "--full-size")[1])
     other.result.unlink()
     assert main(arguments(nuts, tmp_path / "out", categories=("bolt",))) == 2  # it would be averaged with nut
     told = capsys.readouterr().err
     assert f"{other.result} is no run of the same kind as nut_seed0.json ({changes})" in told
-    with pytest.raises(ValueError, match="mask_rule: 'auto' -> 'half'; full_size: False -> True"):
-        finished(planned(nuts, tmp_path, "--mask-rule", "half", "--full-size")[1])
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"config": {"epochs": 3}}'])

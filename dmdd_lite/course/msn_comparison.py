@@ -172,7 +172,7 @@ def evaluate_msn(
     scores = {name: image_scores(values).numpy() for name, values in maps.items()}
     maps, labels = {name: values.numpy() for name, values in maps.items()}, np.asarray(kept.category.labels)
     known = kept.category.outlined
-    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels, known) for name in of}
+    metrics = {name: evaluate_maps(maps[name], kept.masks, scores[name], labels, None, known) for name in of}
     return Evaluation(
         kept.category, kept.images.numpy(), kept.masks, labels, maps, scores, metrics, float("nan")
     )
