@@ -61,7 +61,7 @@ class Features(nn.Module):
         self.teacher = teacher
         self.network = None
         if requires_grad:
-            self.network = untrained_network(config.teacher, config.teacher_options)
+            self.network = untrained_network(config.teacher, config.teacher_options, config.image_size)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         if self.network is None:
@@ -144,7 +144,9 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
 def run_baseline(name: str, data: Data, config: Config, options) -> dict:
     """Fit and evaluate one baseline. Raises ImportError without anomalib, DataError or TeacherError."""
     device, category = resolve_device(options.device), open_category(data.root, data.category)
-    teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options).to(device)
+    teacher = build_teacher(
+        config.teacher, config.teacher_weights, config.teacher_options, image_size=config.image_size
+    ).to(device)
     images = load_images(category.train, config.image_size, None).to(device)
     torch.manual_seed(config.seed)
     began = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Networks of timm cut at strides 4, 8 and 16, and their weights: of the hub, a file or a package. [ours]"""
+"""Networks of timm with features of strides 4, 8 and 16, and their weights: of the hub, a file or a package.
+[ours]"""
 
 import hashlib
 import importlib.util
@@ -10,9 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .adapters import Cut, adapted, choose_cut, given_cut, named_by_timm, without_chance
 from .weights import WeightsError, listed, load_plain, misfits, read_tensors
 
-STRIDES = (4, 8, 16)
+IMAGE_SIZE = 256  # for which networks of a fixed input size are built, if nothing else is said
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types in which weights may be stored
 #: Beginnings of timm options that would take weights from elsewhere, or build no network of features.
 REFUSED = ("checkpoint_path", "cache_dir", "features_only", "pretrained")
@@ -51,31 +53,56 @@ class TeacherError(RuntimeError):
     """The teacher cannot be built; the message names the remedies."""
 
 
-def untrained_network(name: str, options: dict | None = None) -> nn.Module:
+def untrained_network(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> nn.Module:
     """The trainable network of a teacher, without its weights: images -> features of strides 4, 8, 16, not
-    normalised. Raises TeacherError for an unknown model or one without such features."""
+    normalised; no dropout. Raises TeacherError for an unknown model or one without features."""
     name, options = resolve_teacher(name, options)
     options = {key: value for key, value in options.items() if key not in ("mean", "std")}
-    options.setdefault("out_indices", feature_indices(name))
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
+    cut, options = prepare(name, options, image_size)
+    network = create(name, {**options, "pretrained": False})
+    return without_chance(adapted(network, cut, sides(options)))
 
 
 def feature_indices(name: str) -> tuple[int, ...]:
-    """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if there are none."""
+    """Which of timm's features of `name` those of strides 4, 8, 16 come from. Raises TeacherError."""
+    return prepare(name)[0].indices
+
+
+def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> tuple[Cut, dict]:
+    """The cut of timm's network `name`, and the options to create it with: of the features that are needed,
+    and, where timm builds it for one size of the input, that of images of `image_size` pixels a side.
+    Options that are given, out_indices and img_size, go first. Raises TeacherError and ValueError."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
-        raise TeacherError(f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
+        raise unusable(name, f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
+    options = dict(options or {})
+    with torch.device("meta"):
+        info = create(name, {**options, "pretrained": False}).feature_info
     try:
-        with torch.device("meta"):
-            reductions = list(timm.create_model(name, features_only=True).feature_info.reduction())
-    except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
-        raise TeacherError(f"timm model {name!r} has no feature extraction: {error}") from error
-    if not set(STRIDES) <= set(reductions):
-        raise TeacherError(
-            f"teacher {name!r} has features of strides {reductions}, DMDD needs {STRIDES}; "
-            "choose a convolutional network such as resnet18, wide_resnet50_2 or mobilenetv2_100"
-        )
-    return tuple(reductions.index(stride) for stride in STRIDES)
+        if "out_indices" in options:
+            cut = given_cut(options["out_indices"], info.reduction())
+        else:
+            cut = choose_cut([feature["reduction"] for feature in info.info])
+    except (ValueError, TypeError) as error:
+        told = "; choose other out_indices in teacher_options" if "out_indices" in options else ""
+        raise unusable(name, f"{error}{told}") from error
+    options.setdefault("out_indices", cut.indices)
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        options.setdefault("img_size", round(image_size * cut.scale))
+    return cut, options
+
+
+def sides(options: dict) -> tuple[int, int] | None:
+    """(height, width) of the images that a network created with these options takes; None = any."""
+    size = options.get("img_size")
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def unusable(name: str, why: str) -> TeacherError:
+    """The error that says why timm's network `name` cannot be a teacher, and which can."""
+    return TeacherError(
+        f"teacher {name!r} cannot be used: {why}. Three that work: resnet18, wide_resnet50_2, mobilenetv2_100"
+    )
 
 
 def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
@@ -153,8 +180,10 @@ def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | None) -> dict[str, Tensor]:
     """Those tensors of a file that the network of timm needs, as float32. Raises TeacherError."""
-    with torch.device("meta"):
-        needed = _without_counters(create(name, {**(options or {}), "pretrained": False}).state_dict())
+    needed = _needed(name, options or {})
+    for key in _sized(name, options or {}, needed):  # timm resizes them to what is needed
+        if key in state and state[key].ndim == needed[key].ndim:
+            needed[key] = torch.empty_like(state[key], dtype=needed[key].dtype, device="meta")
     own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
     used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
     found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
@@ -169,6 +198,21 @@ def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | No
     return {key: tensor.float() for key, tensor in used.items()}
 
 
+def _needed(name: str, options: dict) -> dict[str, Tensor]:
+    """The state of the network, by timm's names, without values."""
+    with torch.device("meta"):
+        network = named_by_timm(create(name, {**options, "pretrained": False}))
+    return _without_counters(network.state_dict())
+
+
+def _sized(name: str, options: dict, needed: dict[str, Tensor]) -> list[str]:
+    """Those tensors whose shapes depend on the size of the input, as position embeddings do."""
+    if "img_size" not in options:
+        return []
+    others = [_needed(name, {**options, "img_size": size}) for size in (64, 512)]
+    return [key for key, tensor in needed.items() if any(tensor.shape != o[key].shape for o in others)]
+
+
 def create(name: str, options: dict) -> nn.Module:
     """timm's network of features. Raises ValueError for an option it does not take, else TeacherError."""
     try:
@@ -177,7 +221,11 @@ def create(name: str, options: dict) -> nn.Module:
         raise ValueError(f"teacher_options not taken by timm's {name!r}: {error}") from error
     except Exception as error:
         if not options["pretrained"] or "pretrained_cfg_overlay" in options:
-            raise TeacherError(f"timm cannot build {name!r}: {error}") from error
+            raise unusable(name, f"timm cannot build its features: {error}") from error
+        if "size mismatch" in str(error):
+            raise unusable(
+                name, f"its weights are of another input size, try its own img_size: {error}"
+            ) from error
         raise TeacherError(
             f"The ImageNet weights of {name!r} could not be loaded from the Hugging Face hub "
             f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "
