@@ -146,12 +146,13 @@ def build_teacher(
         _check_colour(key, colours[key], least)
     sha256 = "random" if weights == "random" else tensors_sha256(network.state_dict())
     try:
-        network = adapted(network, cut, sides(options))
+        network = adapted(network, cut, sides(options), image_size)
         if weights == "random":
             _calibrate_batch_norm(network, seed)
         teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"], sha256)
     except Exception as error:  # of timm's networks, a dozen types
-        raise unusable(name, f"it takes no images of {image_size} pixels a side: {error}") from error
+        told = str(error) or type(error).__name__
+        raise unusable(name, f"it takes no images of {image_size} pixels a side: {told}") from error
     if teacher.info.strides != STRIDES:
         raise unusable(name, f"its features have strides {teacher.info.strides}, DMDD needs {STRIDES}")
     return teacher

@@ -23,6 +23,7 @@ from timm.layers import DropPath, Format
 from torch import Tensor, nn
 
 STRIDES = (4, 8, 16)
+PROBE = 64  # pixels a side of the image that shows what a network answers
 
 
 class Cut(NamedTuple):
@@ -105,21 +106,31 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def adapted(network: nn.Module, cut: Cut, side: tuple[int, int] | None = None) -> nn.Module:
-    """The network in an Adapter, or as it is where that would change nothing: most convolutional ones."""
+def adapted(network: nn.Module, cut: Cut, side: tuple[int, int] | None, image_size: int) -> nn.Module:
+    """The network in an Adapter, or as it is where that would change nothing: most convolutional ones.
+
+    One that takes no images of PROBE pixels, as where its windows would not fit, gets all of `image_size`.
+    """
+    sizes = None if side else _sizes(network, round(PROBE * cut.scale))
+    if not (side or sizes):
+        side = (round(image_size * cut.scale),) * 2
     adapter = Adapter(network, cut, side)
-    plain = side is None and cut.scale == 1 and not adapter.channels_last and cut.picks == (0, 1, 2)
-    return network if plain and _sizes_are_exact(network) else adapter
+    exact = sizes == [(PROBE // stride,) * 2 for stride in STRIDES]
+    same = exact and cut.scale == 1 and not adapter.channels_last and cut.picks == (0, 1, 2)
+    return network if same else adapter
 
 
 @torch.no_grad()
-def _sizes_are_exact(network: nn.Module) -> bool:
-    """Whether features have just the sizes of strides 4, 8, 16: not where convolutions leave borders out."""
-    training, size = network.training, 64
-    place = next(network.parameters()).device
-    features = network.eval()(torch.zeros(1, 3, size, size, device=place))
-    network.train(training)
-    return [tuple(f.shape[-2:]) for f in features] == [(size // s, size // s) for s in STRIDES]
+def _sizes(network: nn.Module, side: int) -> list[tuple[int, ...]] | None:
+    """Of the features of an image of so many pixels a side; None if the network does not take it. They are
+    smaller than the strides tell where convolutions leave out borders."""
+    training, place = network.training, next(network.parameters()).device
+    try:
+        return [tuple(f.shape[-2:]) for f in network.eval()(torch.zeros(1, 3, side, side, device=place))]
+    except Exception:  # a dozen types
+        return None
+    finally:
+        network.train(training)
 
 
 def named_by_timm(network: nn.Module) -> nn.Module:

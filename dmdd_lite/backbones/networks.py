@@ -1,6 +1,7 @@
 """Networks of timm with features of strides 4, 8 and 16, and their weights: of the hub, a file or a package.
 [ours]"""
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -60,18 +61,14 @@ def untrained_network(name: str, options: dict | None = None, image_size: int = 
     options = {key: value for key, value in options.items() if key not in ("mean", "std")}
     cut, options = prepare(name, options, image_size)
     network = create(name, {**options, "pretrained": False})
-    return without_chance(adapted(network, cut, sides(options)))
-
-
-def feature_indices(name: str) -> tuple[int, ...]:
-    """Which of timm's features of `name` those of strides 4, 8, 16 come from. Raises TeacherError."""
-    return prepare(name)[0].indices
+    return without_chance(adapted(network, cut, sides(options), image_size))
 
 
 def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> tuple[Cut, dict]:
     """The cut of timm's network `name`, and the options to create it with: of the features that are needed,
-    and, where timm builds it for one size of the input, that of images of `image_size` pixels a side.
-    Options that are given, out_indices and img_size, go first. Raises TeacherError and ValueError."""
+    and, where timm builds it for one size of the input, that of images of `image_size` pixels a side, or its
+    own, if timm cannot adapt its weights. Options that are given, out_indices and img_size, go first. Raises
+    TeacherError and ValueError."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
         raise unusable(name, f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
@@ -80,16 +77,32 @@ def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE
         info = create(name, {**options, "pretrained": False}).feature_info
     try:
         if "out_indices" in options:
-            cut = given_cut(options["out_indices"], info.reduction())
+            cut = given_cut(info.out_indices, info.reduction())
         else:
             cut = choose_cut([feature["reduction"] for feature in info.info])
     except (ValueError, TypeError) as error:
         told = "; choose other out_indices in teacher_options" if "out_indices" in options else ""
         raise unusable(name, f"{error}{told}") from error
     options.setdefault("out_indices", cut.indices)
-    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
-        options.setdefault("img_size", round(image_size * cut.scale))
+    source = timm.get_pretrained_cfg(name)
+    if source and source.fixed_input_size:
+        side = round(image_size * cut.scale)
+        options.setdefault("img_size", side if _adapts(name, side) else source.input_size[-1])
     return cut, options
+
+
+@functools.lru_cache(64)
+def _adapts(name: str, side: int) -> bool:
+    """Whether a network of one size of the input can be built for another with the weights of its own: the
+    tables of some are not resized by timm."""
+    try:
+        with torch.device("meta"), torch.no_grad():  # shapes alone
+            weights = {"state_dict": timm.create_model(name).state_dict()}
+            network = timm.create_model(name, img_size=side, pretrained=True, pretrained_cfg_overlay=weights)
+            network.eval()(torch.zeros(1, 3, side, side))
+    except Exception:  # of timm's networks, a dozen types
+        return False
+    return True
 
 
 def sides(options: dict) -> tuple[int, int] | None:
@@ -180,13 +193,14 @@ def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | None) -> dict[str, Tensor]:
     """Those tensors of a file that the network of timm needs, as float32. Raises TeacherError."""
-    needed = _needed(name, options or {})
-    for key in _sized(name, options or {}, needed):  # timm resizes them to what is needed
-        if key in state and state[key].ndim == needed[key].ndim:
-            needed[key] = torch.empty_like(state[key], dtype=needed[key].dtype, device="meta")
+    options = options or {}
+    needed = _needed(name, options)
     own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
     used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
     found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
+    for key in _sized(name, options, needed).intersection(found):  # timm resizes them
+        if found[key].ndim == needed[key].ndim:
+            needed[key] = torch.empty_like(found[key], dtype=needed[key].dtype, device="meta")
     kept = {k: found[k].dtype for k in needed if k in found and found[k].dtype in FLOATS}
     # timm loads features leniently, so a wrong file would pass in silence
     if wrong := misfits(found, {k: t.to(kept.get(k, torch.float32)) for k, t in needed.items()}):
@@ -195,6 +209,7 @@ def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | No
             f"in the file: {listed(state.keys() - used.keys()) or 'none'}. Give the file's own network as "
             "teacher, or a file saved from this timm model."
         )
+    used |= {key: state[key] for key in _strict(name, options) if key in state}
     return {key: tensor.float() for key, tensor in used.items()}
 
 
@@ -205,12 +220,23 @@ def _needed(name: str, options: dict) -> dict[str, Tensor]:
     return _without_counters(network.state_dict())
 
 
-def _sized(name: str, options: dict, needed: dict[str, Tensor]) -> list[str]:
+def _sized(name: str, options: dict, needed: dict[str, Tensor]) -> set[str]:
     """Those tensors whose shapes depend on the size of the input, as position embeddings do."""
     if "img_size" not in options:
-        return []
+        return set()
     others = [_needed(name, {**options, "img_size": size}) for size in (64, 512)]
-    return [key for key, tensor in needed.items() if any(tensor.shape != o[key].shape for o in others)]
+    return {key for key, tensor in needed.items() if any(tensor.shape != o[key].shape for o in others)}
+
+
+def _strict(name: str, options: dict) -> list[str]:
+    """All names of a model that timm loads only as a whole, as DINOv2; none of others."""
+    source = timm.get_pretrained_cfg(name)
+    if source and source.classifier and source.num_classes:
+        return []
+    with torch.device("meta"):
+        return list(
+            timm.create_model(name, **{k: v for k, v in options.items() if k != "out_indices"}).state_dict()
+        )
 
 
 def create(name: str, options: dict) -> nn.Module:
@@ -220,12 +246,11 @@ def create(name: str, options: dict) -> nn.Module:
     except TypeError as error:
         raise ValueError(f"teacher_options not taken by timm's {name!r}: {error}") from error
     except Exception as error:
+        if "size mismatch" in str(error):
+            told = "its weights fit only images of their own size, which teacher_options may hold as img_size"
+            raise unusable(name, f"{told}: {error}") from error
         if not options["pretrained"] or "pretrained_cfg_overlay" in options:
             raise unusable(name, f"timm cannot build its features: {error}") from error
-        if "size mismatch" in str(error):
-            raise unusable(
-                name, f"its weights are of another input size, try its own img_size: {error}"
-            ) from error
         raise TeacherError(
             f"The ImageNet weights of {name!r} could not be loaded from the Hugging Face hub "
             f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "
