@@ -57,7 +57,8 @@ class Teacher(nn.Module):
         self.eval()
         with torch.no_grad():
             features = network(probe)
-        rectified = [bool((f >= 0).all()) for f in features]
+        # a rectifier leaves zeros; a maximum of random values may be positive everywhere too
+        rectified = [bool((f >= 0).all() and (f == 0).any()) for f in features]
         self.standardised = all(rectified)
         self.info = FeatureInfo(
             tuple(f.shape[1] for f in features),

@@ -114,7 +114,8 @@ def sides(options: dict) -> tuple[int, int] | None:
 def unusable(name: str, why: str) -> TeacherError:
     """The error that says why timm's network `name` cannot be a teacher, and which can."""
     return TeacherError(
-        f"teacher {name!r} cannot be used: {why}. Three that work: resnet18, wide_resnet50_2, mobilenetv2_100"
+        f"teacher {name!r} cannot be used: {' '.join(why.split()).rstrip('.')}. Three that work: resnet18, "
+        "wide_resnet50_2, mobilenetv2_100"
     )
 
 
