@@ -62,7 +62,7 @@ class Features(nn.Module):
         self.teacher = teacher
         self.network = None
         if requires_grad:
-            self.network = untrained_network(config.teacher, config.teacher_options)
+            self.network = untrained_network(config.teacher, config.teacher_options, config.image_size)
 
     def forward(self, images: Tensor) -> dict[int, Tensor]:
         if self.network is None:
@@ -145,7 +145,9 @@ def settings_of(name: str, data: Data, config: Config, options) -> dict:
 def run_baseline(name: str, data: Data, config: Config, options) -> dict:
     """Fit and evaluate one baseline. Raises ImportError without anomalib, DataError or TeacherError."""
     device, category = resolve_device(options.device), open_category(data.root, data.category)
-    teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options).to(device)
+    teacher = build_teacher(
+        config.teacher, config.teacher_weights, config.teacher_options, image_size=config.image_size
+    ).to(device)
     depth = category.depth
     images = load_images(category.train, config.image_size, None, depth).to(device)
     torch.manual_seed(config.seed)

@@ -120,7 +120,7 @@ def check(options: argparse.Namespace, base: Config, more: Iterable[tuple[Callab
     if options.textures and not Path(options.textures).is_dir():
         problems.append(f"--textures {options.textures}: no such folder")
     checks = [*more, *((open_category, data.root, data.category, False) for data in options.data)]
-    checks += [(build_teacher, base.teacher, base.teacher_weights, base.teacher_options)]
+    checks += [(build_teacher, base.teacher, base.teacher_weights, base.teacher_options, 0, base.image_size)]
     for call, *arguments in checks:
         try:
             call(*arguments)

@@ -42,7 +42,7 @@ def parse() -> argparse.Namespace:
 
 def ours(config: Config, device: torch.device):
     """Our call: images uint8 (B, 3, S, S) -> maps (B, S, S) and scores (B,), by name."""
-    teacher = build_teacher(config.teacher, "random")
+    teacher = build_teacher(config.teacher, "random", image_size=config.image_size)
     plus = None if config.plus is None else Plus(config, teacher.info).to(device)
     return Detector(build_model(config, teacher).to(device), plus).maps
 

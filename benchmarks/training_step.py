@@ -68,7 +68,7 @@ def build(config: Config, count: int, device: torch.device) -> training.Trainer:
     torch.manual_seed(0)
     shape = (count, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-    teacher = build_teacher(config.teacher, "random").to(device)
+    teacher = build_teacher(config.teacher, "random", image_size=config.image_size).to(device)
     data = training.TrainingData(images, images[:1], None, images[:100].clone(), {})
     return training.Trainer(config, build_model(config, teacher), data)
 

@@ -231,7 +231,7 @@ class Detector:
         except WeightsError as error:
             raise DetectorError(f"{folder / WEIGHTS} {error}; copy or train it again") from error
         try:
-            teacher = empty_teacher(config.teacher, config.teacher_options)
+            teacher = empty_teacher(config.teacher, config.teacher_options, config.image_size)
             with torch.device("meta"):  # no memory before the file is known to fit
                 needed = _build(config, teacher)._networks().state_dict()
         except Exception as error:  # timm and torch raise a dozen types

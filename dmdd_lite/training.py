@@ -255,7 +255,9 @@ def train(
     teacher, cannot be written to, or is another process's; later TrainingError.
     """
     place = resolve_device(device)
-    teacher = build_teacher(config.teacher, config.teacher_weights, config.teacher_options, config.seed)
+    teacher = build_teacher(
+        config.teacher, config.teacher_weights, config.teacher_options, config.seed, config.image_size
+    )
     data = load_training_data(config, data_root, category, texture_root, place, progress)
     folder = Path(output_dir) if output_dir else None
     with own_folder(folder):

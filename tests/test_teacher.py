@@ -9,7 +9,8 @@ import torch
 from builders import random_images, same_state, state_of, tiny_teacher
 from safetensors.torch import save_file
 
-from dmdd_lite.backbones.networks import PACKAGED, STRIDES, TeacherError, _packaged_file, feature_indices
+from dmdd_lite.backbones.adapters import STRIDES
+from dmdd_lite.backbones.networks import PACKAGED, TeacherError, _packaged_file, prepare
 from dmdd_lite.teacher import build_teacher, empty_teacher
 
 LITE0 = "tf_efficientnet_lite0.pypi"
@@ -59,7 +60,7 @@ def test_local_weights(tmp_path, suffix):
     else:
         save_file(network.state_dict(), path)
     teacher = build_teacher("test_resnet", str(path))
-    options = {"features_only": True, "out_indices": feature_indices("test_resnet")}
+    options = {"features_only": True, "out_indices": prepare("test_resnet")[0].indices}
     plain = timm.create_model("test_resnet", **options).eval()
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if k in plain.state_dict()})
     assert_same(teacher(IMAGES), plain((IMAGES - teacher.mean) / teacher.std))
@@ -76,7 +77,7 @@ def test_hub_out_of_reach_names_the_remedies(monkeypatch, tmp_path):
     "name, options, error, message",
     [
         ("resnet_of_mine", {}, TeacherError, "timm has no model 'resnet_of_mine'; similar names: .*resnet"),
-        ("vit_tiny_patch16_224", {}, TeacherError, "strides .16, 16, 16."),
+        ("crossvit_tiny_240", {}, TeacherError, "strides .12, 12, 12, 17, .*work: resnet18, .*, mobile"),
         ("test_resnet", {"out_indices": (0, 1, 2)}, TeacherError, "choose other out_indices"),
         ("test_resnet", {"pad_kind": "same"}, ValueError, "teacher_options not taken"),
         ("test_resnet", {"mean": 0.5}, ValueError, "three numbers"),
@@ -94,7 +95,7 @@ def test_packaged_weights_give_the_features_of_timms_own_network():
     expected = whole.state_dict()
     assert [key.split(".")[-1] for key in stored] == [key.split(".")[-1] for key in expected]
     whole.load_state_dict(dict(zip(expected, stored.values(), strict=True)))
-    indices = list(feature_indices("tf_efficientnet_lite0"))
+    indices = list(prepare("tf_efficientnet_lite0")[0].indices)
     features = whole.forward_intermediates(2 * IMAGES - 1, indices=indices, intermediates_only=True)
     assert_same(build_teacher(LITE0)(IMAGES), features, atol=1e-3, rtol=1e-3)
 

@@ -1,5 +1,7 @@
-"""Networks of timm cut at strides 4, 8 and 16, and their weights: of the hub, a file or a package. [ours]"""
+"""Networks of timm with features of strides 4, 8 and 16, and their weights: of the hub, a file or a package.
+[ours]"""
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -10,9 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .adapters import Cut, adapted, choose_cut, given_cut, named_by_timm, without_chance
 from .weights import WeightsError, listed, load_plain, misfits, read_tensors
 
-STRIDES = (4, 8, 16)
+IMAGE_SIZE = 256  # for which networks of a fixed input size are built, if nothing else is said
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types in which weights may be stored
 #: Beginnings of timm options that would take weights from elsewhere, or build no network of features.
 REFUSED = ("checkpoint_path", "cache_dir", "features_only", "pretrained")
@@ -51,31 +54,69 @@ class TeacherError(RuntimeError):
     """The teacher cannot be built; the message names the remedies."""
 
 
-def untrained_network(name: str, options: dict | None = None) -> nn.Module:
+def untrained_network(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> nn.Module:
     """The trainable network of a teacher, without its weights: images -> features of strides 4, 8, 16, not
-    normalised. Raises TeacherError for an unknown model or one without such features."""
+    normalised; no dropout. Raises TeacherError for an unknown model or one without features."""
     name, options = resolve_teacher(name, options)
     options = {key: value for key, value in options.items() if key not in ("mean", "std")}
-    options.setdefault("out_indices", feature_indices(name))
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
+    cut, options = prepare(name, options, image_size)
+    network = create(name, {**options, "pretrained": False})
+    return without_chance(adapted(network, cut, sides(options), image_size))
 
 
-def feature_indices(name: str) -> tuple[int, ...]:
-    """Which of timm's features of `name` have strides 4, 8, 16. Raises TeacherError if there are none."""
+def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> tuple[Cut, dict]:
+    """The cut of timm's network `name`, and the options to create it with: of the features that are needed,
+    and, where timm builds it for one size of the input, that of images of `image_size` pixels a side, or its
+    own, if timm cannot adapt its weights. Options that are given, out_indices and img_size, go first. Raises
+    TeacherError and ValueError."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
-        raise TeacherError(f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
+        raise unusable(name, f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}")
+    options = dict(options or {})
+    with torch.device("meta"):
+        info = create(name, {**options, "pretrained": False}).feature_info
     try:
-        with torch.device("meta"):
-            reductions = list(timm.create_model(name, features_only=True).feature_info.reduction())
-    except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
-        raise TeacherError(f"timm model {name!r} has no feature extraction: {error}") from error
-    if not set(STRIDES) <= set(reductions):
-        raise TeacherError(
-            f"teacher {name!r} has features of strides {reductions}, DMDD needs {STRIDES}; "
-            "choose a convolutional network such as resnet18, wide_resnet50_2 or mobilenetv2_100"
-        )
-    return tuple(reductions.index(stride) for stride in STRIDES)
+        if "out_indices" in options:
+            cut = given_cut(info.out_indices, info.reduction())
+        else:
+            cut = choose_cut([feature["reduction"] for feature in info.info])
+    except (ValueError, TypeError) as error:
+        told = "; choose other out_indices in teacher_options" if "out_indices" in options else ""
+        raise unusable(name, f"{error}{told}") from error
+    options.setdefault("out_indices", cut.indices)
+    source = timm.get_pretrained_cfg(name)
+    if source and source.fixed_input_size:
+        side = round(image_size * cut.scale)
+        options.setdefault("img_size", side if _adapts(name, side) else source.input_size[-1])
+    return cut, options
+
+
+@functools.lru_cache(64)
+def _adapts(name: str, side: int) -> bool:
+    """Whether a network of one size of the input can be built for another with the weights of its own: the
+    tables of some are not resized by timm."""
+    try:
+        with torch.device("meta"), torch.no_grad():  # shapes alone
+            weights = {"state_dict": timm.create_model(name).state_dict()}
+            network = timm.create_model(name, img_size=side, pretrained=True, pretrained_cfg_overlay=weights)
+            network.eval()(torch.zeros(1, 3, side, side))
+    except Exception:  # of timm's networks, a dozen types
+        return False
+    return True
+
+
+def sides(options: dict) -> tuple[int, int] | None:
+    """(height, width) of the images that a network created with these options takes; None = any."""
+    size = options.get("img_size")
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def unusable(name: str, why: str) -> TeacherError:
+    """The error that says why timm's network `name` cannot be a teacher, and which can."""
+    return TeacherError(
+        f"teacher {name!r} cannot be used: {' '.join(why.split()).rstrip('.')}. Three that work: resnet18, "
+        "wide_resnet50_2, mobilenetv2_100"
+    )
 
 
 def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
@@ -153,11 +194,14 @@ def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | None) -> dict[str, Tensor]:
     """Those tensors of a file that the network of timm needs, as float32. Raises TeacherError."""
-    with torch.device("meta"):
-        needed = _without_counters(create(name, {**(options or {}), "pretrained": False}).state_dict())
+    options = options or {}
+    needed = _needed(name, options)
     own = {key.replace(".", "_"): key for key in needed}  # timm may flatten 'stages.0' to 'stages_0'
     used = {key: tensor for key, tensor in state.items() if key.replace(".", "_") in own}
     found = {own[key.replace(".", "_")]: tensor for key, tensor in used.items()}
+    for key in _sized(name, options, needed).intersection(found):  # timm resizes them
+        if found[key].ndim == needed[key].ndim:
+            needed[key] = torch.empty_like(found[key], dtype=needed[key].dtype, device="meta")
     kept = {k: found[k].dtype for k in needed if k in found and found[k].dtype in FLOATS}
     # timm loads features leniently, so a wrong file would pass in silence
     if wrong := misfits(found, {k: t.to(kept.get(k, torch.float32)) for k, t in needed.items()}):
@@ -166,7 +210,34 @@ def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | No
             f"in the file: {listed(state.keys() - used.keys()) or 'none'}. Give the file's own network as "
             "teacher, or a file saved from this timm model."
         )
+    used |= {key: state[key] for key in _strict(name, options) if key in state}
     return {key: tensor.float() for key, tensor in used.items()}
+
+
+def _needed(name: str, options: dict) -> dict[str, Tensor]:
+    """The state of the network, by timm's names, without values."""
+    with torch.device("meta"):
+        network = named_by_timm(create(name, {**options, "pretrained": False}))
+    return _without_counters(network.state_dict())
+
+
+def _sized(name: str, options: dict, needed: dict[str, Tensor]) -> set[str]:
+    """Those tensors whose shapes depend on the size of the input, as position embeddings do."""
+    if "img_size" not in options:
+        return set()
+    others = [_needed(name, {**options, "img_size": size}) for size in (64, 512)]
+    return {key for key, tensor in needed.items() if any(tensor.shape != o[key].shape for o in others)}
+
+
+def _strict(name: str, options: dict) -> list[str]:
+    """All names of a model that timm loads only as a whole, as DINOv2; none of others."""
+    source = timm.get_pretrained_cfg(name)
+    if source and source.classifier and source.num_classes:
+        return []
+    with torch.device("meta"):
+        return list(
+            timm.create_model(name, **{k: v for k, v in options.items() if k != "out_indices"}).state_dict()
+        )
 
 
 def create(name: str, options: dict) -> nn.Module:
@@ -176,8 +247,11 @@ def create(name: str, options: dict) -> nn.Module:
     except TypeError as error:
         raise ValueError(f"teacher_options not taken by timm's {name!r}: {error}") from error
     except Exception as error:
+        if "size mismatch" in str(error):
+            told = "its weights fit only images of their own size, which teacher_options may hold as img_size"
+            raise unusable(name, f"{told}: {error}") from error
         if not options["pretrained"] or "pretrained_cfg_overlay" in options:
-            raise TeacherError(f"timm cannot build {name!r}: {error}") from error
+            raise unusable(name, f"timm cannot build its features: {error}") from error
         raise TeacherError(
             f"The ImageNet weights of {name!r} could not be loaded from the Hugging Face hub "
             f"({type(error).__name__}). Remedies: connect this machine once so that they are cached; "

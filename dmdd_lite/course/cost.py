@@ -61,7 +61,8 @@ def image_operations(config: Config) -> int:
 
 
 def _on_meta(config: Config) -> DMDD:
-    return DMDD(config, empty_teacher(config.teacher, config.teacher_options)).to("meta")
+    teacher = empty_teacher(config.teacher, config.teacher_options, config.image_size)
+    return DMDD(config, teacher).to("meta")
 
 
 @torch.no_grad()

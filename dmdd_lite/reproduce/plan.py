@@ -122,7 +122,8 @@ def problems_of(jobs: list[Job]) -> list[str]:
         for name in dict.fromkeys(job.parameters["category"] for job in jobs)
     ]
     checks += [(open_folder, one["texture_root"])] if one["texture_root"] else []
-    checks += [(build_teacher, config.teacher, config.teacher_weights, config.teacher_options)]
+    teacher = (config.teacher, config.teacher_weights, config.teacher_options, config.seed, config.image_size)
+    checks += [(build_teacher, *teacher)]
     checks += [(resolve_device, one["device"])]
     problems = []
     for check, *arguments in checks:
@@ -163,7 +164,9 @@ def _present(job: Job, categories: dict, teachers: dict) -> Fingerprint:
     weights = config.teacher_weights
     if os.path.isfile(weights):
         if weights not in teachers:
-            teachers[weights] = build_teacher(config.teacher, weights, config.teacher_options).sha256
+            options = config.teacher_options
+            teacher = build_teacher(config.teacher, weights, options, image_size=config.image_size)
+            teachers[weights] = teacher.sha256
         found["teacher"] = teachers[weights]
     return found
 
