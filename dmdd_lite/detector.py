@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
@@ -135,21 +136,29 @@ class Detector:
         maps = {name: maps[name] for name in map_names(self.config)}
         return maps, {name: image_scores(m) for name, m in maps.items()}, outputs
 
-    def predict(self, source, batch_size: int = 8) -> "Prediction | list[Prediction]":
+    def predict(
+        self, source, batch_size: int = 8, tile: int | None = None, overlap: int = 64
+    ) -> "Prediction | list[Prediction]":
         """Predict an image (path, PIL image, or array: integers, or float in [0, 1], (H, W[, 3 or 4]))
         -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
 
-        Warns of files that are no images, and of values that no training image could have. Raises DataError
-        for a file that cannot be read or a folder without images, ValueError for anything else that is no
-        image."""
+        tile: side in pixels of the tiles in which large images are predicted, see `tiling.tiled_maps`; None =
+        every image is resized as a whole. Warns of files that are no images, and of values that no training
+        image could have. Raises DataError for a file that cannot be read or a folder without images,
+        ValueError for anything else that is no image."""
         if isinstance(source, str | Path) and os.path.isdir(source):
-            return list(self.stream(open_folder(source), batch_size))
+            source = list(open_folder(source))
         if isinstance(source, list | tuple):
-            return list(self.stream(source, batch_size))
-        return next(self.stream([source]))
+            return list(self.stream(source, batch_size, None, tile, overlap))
+        return next(self.stream([source], batch_size, None, tile, overlap))
 
     def stream(
-        self, images: Sequence, batch_size: int = 8, skipped: list[str] | None = None
+        self,
+        images: Sequence,
+        batch_size: int = 8,
+        skipped: list[str] | None = None,
+        tile: int | None = None,
+        overlap: int = 64,
     ) -> Iterator[Prediction]:
         """Predictions one by one, a batch of images in memory at a time: for folders of any length.
 
@@ -159,10 +168,22 @@ class Detector:
             raise TypeError(f"stream takes a list of images, not {type(images).__name__}; see predict")
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
-        return self._stream(images, batch_size, skipped)
+        if tile is None:
+            return self._stream(images, batch_size, skipped, self._whole_maps)
+        from .tiling import check_tiles, tiled_maps
 
-    def _stream(self, images: Sequence, batch_size: int, skipped: list[str] | None) -> Iterator[Prediction]:
+        check_tiles(tile, overlap)
+        predict = partial(tiled_maps, self, tile=tile, overlap=overlap, batch_size=batch_size)
+        return self._stream(images, 1, skipped, lambda found: [predict(image) for image in found])
+
+    def _whole_maps(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Maps (S, S) by name of each image, uint8 (3, H, W)."""
         size = self.config.image_size
+        batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in images])
+        maps = self.maps(batch)[0]
+        return [{name: values[i] for name, values in maps.items()} for i in range(len(images))]
+
+    def _stream(self, images: Sequence, batch_size: int, skipped: list[str] | None, predict):
         for start in range(0, len(images), batch_size):
             found, clipped = [], []
             for number, source in enumerate(images[start : start + batch_size], start + 1):
@@ -179,12 +200,10 @@ class Detector:
                 warn_clipped(clipped, self.depth)
             if not found:
                 continue
-            batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for _, image in found])
-            maps, scores, _ = self.maps(batch)
-            for i, (source, image) in enumerate(found):
+            for (source, image), maps in zip(found, predict([image for _, image in found]), strict=True):
                 yield Prediction(
-                    {name: values[i].numpy() for name, values in maps.items()},
-                    {name: values[i].item() for name, values in scores.items()},
+                    {name: values.numpy() for name, values in maps.items()},
+                    {name: image_scores(values[None]).item() for name, values in maps.items()},
                     self.thresholds,
                     self.pixel_thresholds,
                     decisive_map(self.config),
@@ -192,13 +211,6 @@ class Detector:
                     Path(source) if isinstance(source, str | Path) else None,
                     self.depth,
                 )
-
-    def read(self, source, most: int | None = None) -> Tensor:
-        """The first images of what `predict` takes, uint8 (N, 3, S, S)."""
-        if isinstance(source, str | Path) and os.path.isdir(source):
-            source = open_folder(source)
-        sources, size = source if isinstance(source, list | tuple) else [source], self.config.image_size
-        return torch.stack([read_image(image, size, self.depth) for image in sources[:most]])
 
     def export(self, path: str | Path, images, batch: int | None = None) -> float:
         """Write the detector as .onnx or .pt2, see `export.export_detector`."""

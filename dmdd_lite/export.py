@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .data.folders import open_folder
+from .data.images import load_images
 from .detector import Detector, decisive_map
 from .utils import write_atomically
 from .version import __version__
@@ -57,7 +59,7 @@ def export_detector(detector: Detector, path: str | Path, images, batch: int | N
     if missing:
         raise ExportError(f"{', '.join(missing)} not installed: pip install 'dmdd-lite[export]'")
     single = _in_float32(detector)
-    shown = single.read(images, COMPARED).permute(0, 2, 3, 1).contiguous()
+    shown = _read(images, single).permute(0, 2, 3, 1).contiguous()
     module = Exported(single).eval()
     size, example = single.config.image_size, shown[: batch or 2]
     if len(example) < (batch or 2):
@@ -82,6 +84,14 @@ def export_detector(detector: Detector, path: str | Path, images, batch: int | N
     write_atomically(path, write)
     print(f"{path}: maps differ by at most {difference:.1e} on {len(shown)} images, all decisions equal")
     return difference
+
+
+def _read(source, detector: Detector) -> Tensor:
+    """The first COMPARED images of what `Detector.predict` takes, uint8 (N, 3, S, S)."""
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        source = open_folder(source)
+    sources = source if isinstance(source, list | tuple) else [source]
+    return load_images(sources[:COMPARED], detector.config.image_size, None, detector.depth)
 
 
 def _in_float32(detector: Detector) -> Detector:

@@ -30,6 +30,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--threshold", type=float, metavar="T", help="of image scores; default: calibrated")
     parser.add_argument("--fail-on-anomaly", action="store_true", help="exit status 3 if one is anomalous")
+    parser.add_argument("--tile", type=int, metavar="PX", help="predict large images in tiles of this side")
+    parser.add_argument(
+        "--overlap", type=int, default=64, metavar="PX", help="of tiles; default: %(default)s"
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     return parser.parse_args(arguments)
@@ -77,7 +81,8 @@ def predict_all(options: argparse.Namespace) -> int:
     rows, skipped, paths = [], [], list(names)
     try:
         with Progress(len(paths), "predicting") as bar:
-            for prediction in detector.stream(paths, options.batch_size, skipped):
+            found = detector.stream(paths, options.batch_size, skipped, options.tile, options.overlap)
+            for prediction in found:
                 rows.append(_write(prediction, options, names[prediction.path]))
                 bar.update(len(rows) + len(skipped))
     finally:
