@@ -71,15 +71,6 @@ class Detector:
         """Of the image score of the map that decides."""
         return self.thresholds[decisive_map(self.config)]
 
-    @property
-    def expectation(self) -> str:
-        """The false alarms to expect at the thresholds, in one sentence."""
-        images = f"{self.held_out} held-out good image{'s' * (self.held_out != 1)}"
-        return (
-            f"threshold from {images}: expect about 1 false alarm in {self.held_out + 1} good images; "
-            "raise holdout or add good images for fewer"
-        )
-
     @classmethod
     def calibrated(cls, model: DMDD, plus, good: Tensor, facts: Facts) -> "Detector":
         """With the thresholds of held-out good images, uint8 (N, 3, S, S): the maximum of their image scores,

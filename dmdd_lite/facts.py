@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .data.images import DEPTHS
+from .data.problems import counted
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,14 @@ class Facts:
     held_out: int = 0
     depth: int = 16
     made_from: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def expectation(self) -> str:
+        """The false alarms to expect at the thresholds, in one sentence."""
+        return (
+            f"threshold from {counted(range(self.held_out), 'held-out good image')}: expect about 1 false "
+            f"alarm in {self.held_out + 1} good images; raise holdout or add good images for fewer"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -31,9 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, metavar="T", help="of image scores; default: calibrated")
     parser.add_argument("--fail-on-anomaly", action="store_true", help="exit status 3 if one is anomalous")
     parser.add_argument("--tile", type=int, metavar="PX", help="predict large images in tiles of this side")
-    parser.add_argument(
-        "--overlap", type=int, default=64, metavar="PX", help="of tiles; default: %(default)s"
-    )
+    parser.add_argument("--overlap", type=int, default=64, metavar="PX", help="of tiles; %(default)s")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     return parser.parse_args(arguments)

@@ -277,7 +277,7 @@ def train(
         detector = finish(trainer.model, data)
         if folder:
             save_finished(folder, detector, trainer)
-        print(detector.expectation)
+        print(detector.facts.expectation)
         return Training.of(detector, trainer.history, trainer.seconds)
 
 

@@ -92,7 +92,7 @@ def test_thresholds_are_the_highest_held_out_scores_of_every_map():
         pixels = np.quantile(np.stack([p.maps[name] for p in found]), 0.999)
         assert detector.pixel_thresholds[name] == pytest.approx(pixels, rel=1e-4)
     assert detector.threshold == detector.thresholds["plus"] == found[0].threshold
-    assert detector.expectation.startswith(
+    assert detector.facts.expectation.startswith(
         "threshold from 9 held-out good images: expect about 1 false alarm in 10"
     )
 
