@@ -32,6 +32,9 @@ class PositionStatistics(nn.Module):
     into its cells; all are averaged over pool x pool cells. More than `channels` are reduced by a random
     projection. The mean at a position is a linear function of the overall appearance: the first principal
     components of the channels' means over the image. A different illumination is then no defect everywhere.
+
+    The inverse covariances, the largest part of a detector, are saved as lower triangles in half precision,
+    scaled by their maximum, and used as they were saved.
     """
 
     def __init__(self, config: PlusConfig, info: FeatureInfo, image_size: int, seed: int = 0):
@@ -53,7 +56,16 @@ class PositionStatistics(nn.Module):
                 self.register_buffer(f"projection_{k}", projection)
             self.register_buffer(f"mean_{k}", torch.zeros(kept, side, side))
             self.register_buffer(f"slope_{k}", torch.zeros(side * side, kept, config.context))
-            self.register_buffer(f"precision_{k}", torch.eye(kept).repeat(side * side, 1, 1))
+            unit = torch.eye(kept).repeat(side * side, 1, 1)
+            for name, values in zip(("packed", "scale"), pack(unit), strict=True):
+                self.register_buffer(f"{name}_{k}", values)
+            self.register_buffer(f"precision_{k}", unit, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())
+
+    def _unpack(self):
+        for k in range(self.scales):
+            packed, scale = getattr(self, f"packed_{k}"), getattr(self, f"scale_{k}")
+            unpack(packed, scale, out=getattr(self, f"precision_{k}"))
 
     def forward(self, features: Features) -> Features:
         kind = "cpu" if features[0].is_meta else features[0].device.type  # autocast does not know meta
@@ -128,7 +140,9 @@ class PositionStatistics(nn.Module):
             precision = vectors / values[:, None] @ vectors.mT
         else:
             precision = torch.cholesky_inverse(factor)
-        getattr(self, f"precision_{k}").copy_(precision)
+        for name, values in zip(("packed", "scale"), pack(precision), strict=True):
+            getattr(self, f"{name}_{k}").copy_(values)
+        self._unpack()
 
     @torch.no_grad()
     def arithmetic_noise(self, teacher: nn.Module, images: Tensor, batch: int = 8) -> Features:
@@ -171,6 +185,22 @@ class Described(NamedTuple):
 
     values: list[Tensor]
     looks: Tensor
+
+
+def pack(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric matrices (N, R, R) as lower triangles float16 (N, R (R + 1) / 2), in [-1, 1], and their
+    scales (N,)."""
+    rows, columns = torch.tril_indices(*matrices.shape[1:], device=matrices.device)
+    scale = matrices.abs().amax((1, 2))
+    return (matrices[:, rows, columns] / scale[:, None]).half(), scale
+
+
+def unpack(packed: Tensor, scale: Tensor, out: Tensor):
+    """Write what `pack` took into `out` (N, R, R)."""
+    rows, columns = torch.tril_indices(*out.shape[1:], device=out.device)
+    values = packed.float() * scale[:, None]
+    out[:, rows, columns] = values
+    out[:, columns, rows] = values
 
 
 def signed_roots(feature: Tensor) -> Tensor:
