@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.facts import Facts
 from dmdd_lite.metrics import evaluate_maps, image_auroc
+from dmdd_lite.reproduce.report import conclude
 from dmdd_lite.training import Training
 
 UNTRAINED = Training(None, None, 1, 1)
@@ -108,6 +110,32 @@ def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp
     plot_roc_and_pro(evaluation.curves(found))
     assert evaluation.rank_anomalous(found) == []
     assert results_table(collect_results(tmp_path)).loc["nut"].tolist()[2:] == ["-"] * 4
+
+
+@pytest.mark.parametrize("part, rate, told", [
+    ("hole", "false_alarm_rate", "no defective test images: of all metrics there is only"),
+    ("good", "image_recall", "no good test images: no image_auroc, image_precision, image_f1"),
+])  # fmt: skip
+def test_a_test_set_of_one_kind_has_the_metrics_that_it_can_have(tmp_path, part, rate, told):
+    folder = make_category(tmp_path / "data", defects=("hole",))
+    for split in ("test", "ground_truth"):
+        shutil.rmtree(folder / split / part, ignore_errors=True)
+    with pytest.warns(DataWarning, match=told):
+        category = open_category(tmp_path / "data", "nut")
+    detector = tiny_detector(plus=None)
+    detector.thresholds["fused"] = -1.0  # every image is called anomalous
+    found = evaluation.evaluate(detector, category, progress=False)
+    plot_roc_and_pro(evaluation.curves(found))
+    values = json.loads(evaluation.write_result(tmp_path, found, detector, UNTRAINED).read_text())
+    image, pixels = values["decisions"]["fused"], values["metrics"]["fused"]
+    assert image.pop(rate) == 1
+    assert (image.pop("best_pixel_f1") is None) == (pixels.pop("aupro") is None) == (part == "hole")
+    assert set(image.values()) == {None}
+    assert values["warnings"] == list(category.warnings)
+    results = collect_results(tmp_path)
+    assert results_table(results).loc["nut", "image_auroc"] == "-"
+    assert compare_with_paper(results).loc["image_auroc", "DMDD"] == "-"
+    assert "nan" not in conclude(tmp_path, {})
 
 
 def write(folder, category, seed, value, files=None, **changes):
