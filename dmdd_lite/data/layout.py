@@ -73,6 +73,9 @@ def open_folders(
     given = {"good": good, "bad": bad, "masks": masks, "test_good": test_good}
     places = {kind: Path(place) for kind, place in given.items() if place is not None}
     _check_apart(places)
+    if all((places["good"] / split).is_dir() for split in ("train", "test")):
+        told = f"{good}: a category in the layout of MVTec AD; give its train/good"
+        raise DataError(f"{told}, or open it by `open_category`, its parent as root")
     problems, told, found = [], [], {}
     for kind, folder in places.items():
         found[kind], others = find_images(folder)
