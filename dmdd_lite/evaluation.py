@@ -16,9 +16,9 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from .config import MVTEC_CATEGORIES, Config, published_iterations
+from .data.category import Category
 from .data.fingerprints import Hashes, changes, digest, digests, hash_category
 from .data.images import load_images, read_image
-from .data.layout import Category
 from .data.masks import load_masks, read_mask
 from .data.problems import recorded
 from .detector import Detector, DetectorError, map_names
@@ -41,10 +41,10 @@ class Evaluation:
     """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
     per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1; NaN where no mask is known).
 
-    decisions: per map name image_precision, image_recall and image_f1 at the detector's threshold, and
-    best_pixel_f1, see `metrics.evaluate_maps`; files: hashes of the category's images and masks, see
-    `data.fingerprints`. Both are empty where no files were read. full_size: whether the metrics of pixels are
-    of the original masks; warnings: of the data.
+    decisions: per map name image_precision, image_recall, image_f1 and false_alarm_rate at the detector's
+    threshold, and best_pixel_f1, see `metrics.evaluate_maps`; files: hashes of the category's images and
+    masks, see `data.fingerprints`. Both are empty where no files were read. full_size: whether the metrics of
+    pixels are of the original masks; warnings: of the data.
     """
 
     category: Category
@@ -82,8 +82,8 @@ def evaluate(
     with recorded() as told:
         reading = "reading test images" if progress else None
         images = load_images([t.path for t in category.test], size, reading, detector.depth)
+        files = hash_category(category, detector.made_from.get("images"))
     masks = load_masks(category.test, size, None, category.mask_rule).numpy()
-    files = hash_category(category)
     maps, scores, seconds = _predict(detector, images, batch_size, progress)
     for name, values in scores.items():
         if (bad := np.flatnonzero(~np.isfinite(values))).size:
@@ -161,6 +161,7 @@ def write_result(results_dir: str | Path, evaluation: Evaluation, detector: Dete
         "protocol": PROTOCOL,
         "full_size": evaluation.full_size,
         "mask_rule": evaluation.category.mask_rule,
+        "layout": evaluation.category.layout,
         "warnings": evaluation.warnings,
         "metrics": without_nan(evaluation.metrics),
         "decisions": without_nan(evaluation.decisions),
@@ -255,12 +256,12 @@ def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
     table = pd.DataFrame(cells, index=mean.index)
     table.insert(0, "seeds", grouped.size())
     if len(mean) > 1:
-        overall = [f"{value:.2f}" for value in mean.mean()]
+        overall = [_cell(value) for value in mean.mean()]
         table.loc[f"mean of {len(mean)}"] = [grouped.size().sum(), *overall]
     return table
 
 
-def _cell(mean: float, std: float) -> str:
+def _cell(mean: float, std: float = np.nan) -> str:
     if np.isnan(mean):
         return "-"
     return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
@@ -283,7 +284,7 @@ def compare_with_paper(results: pd.DataFrame) -> pd.DataFrame:
         paper = PAPER.get(metric)
         rows[metric] = {
             "paper": "not stated" if paper is None else f"{100 * paper:.2f}",
-            "DMDD": f"{ours[metric]:.2f}",
+            "DMDD": _cell(ours[metric]),
             "difference": f"{ours[metric] - 100 * paper:+.2f}" if paper and complete else "-",
             "DMDD covers": covers,
         }
@@ -301,12 +302,12 @@ def rank_anomalous(evaluation: Evaluation, of: str = "fused") -> list[int]:
 
 def curves(evaluation: Evaluation) -> dict[str, dict]:
     """ROC of the image scores and PRO of the maps, for `plots.plot_roc_and_pro`; the latter of images whose
-    masks are known, and NaN where none marks a pixel."""
-    found, known = {}, evaluation.category.outlined
+    masks are known; NaN where there is no metric."""
+    found, known, none = {}, evaluation.category.outlined, 2 * (np.full(2, np.nan),)
     masks = evaluation.masks[known]
-    for name in evaluation.maps:
-        roc = roc_curve(evaluation.labels, evaluation.scores[name], drop_intermediate=False)[:2]
-        pro = pro_curve(evaluation.maps[name][known], masks) if masks.any() else 2 * (np.full(2, np.nan),)
-        metrics = evaluation.metrics[name]
-        found[name] = {"roc": roc, "pro": pro, "auroc": metrics["image_auroc"], "aupro": metrics["aupro"]}
+    for name, metrics in evaluation.metrics.items():
+        auroc, aupro, scores = metrics["image_auroc"], metrics["aupro"], evaluation.scores[name]
+        roc = none if np.isnan(auroc) else roc_curve(evaluation.labels, scores, drop_intermediate=False)[:2]
+        pro = none if np.isnan(aupro) else pro_curve(evaluation.maps[name][known], masks)
+        found[name] = {"roc": roc, "pro": pro, "auroc": auroc, "aupro": aupro}
     return found

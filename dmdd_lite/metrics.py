@@ -108,17 +108,20 @@ def pro_curve(
 
 
 def decision_metrics(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
-    """image_precision, image_recall and image_f1 of calling images anomalous that score above the threshold.
+    """image_precision, image_recall, image_f1 and false_alarm_rate (of the good images) of calling images
+    anomalous that score above the threshold.
 
-    Takes and raises what `image_auroc` does. The precision is NaN where no image scores above.
+    Takes and raises what `image_auroc` does, but labels may be of one class: what needs the other is NaN. The
+    precision is NaN also where no image scores above.
     """
-    scores, labels = scores_and_labels(scores, labels)
+    scores, labels = scores_and_labels(scores, labels, both=False)
     called = scores > threshold
-    hits, calls, anomalous = (int(found.sum()) for found in (called & labels, called, labels))
+    hits, calls, anomalous, good = (int(n.sum()) for n in (called & labels, called, labels, ~labels))
     return {
-        "image_precision": hits / calls if calls else float("nan"),
-        "image_recall": hits / anomalous,
-        "image_f1": 2 * hits / (calls + anomalous),
+        "image_precision": hits / calls if calls and anomalous and good else math.nan,
+        "image_recall": hits / anomalous if anomalous else math.nan,
+        "image_f1": 2 * hits / (calls + anomalous) if anomalous and good else math.nan,
+        "false_alarm_rate": (calls - hits) / good if good else math.nan,
     }
 
 
@@ -135,15 +138,15 @@ def evaluate_maps(
     the maps gives to the pixels of all images together.
 
     outlined (N,): True for the images whose masks are known, None = for all; the metrics of pixels are of
-    these alone, and NaN where no mask among them marks a pixel, or, of aupro_per_image, all those fill their
-    images. Takes and raises what those functions do, and ValueError when there is not one score for each map,
-    or a good image's mask is not empty. (That of an anomalous one may be: a thin defect can vanish when
-    resized.)
+    these alone, and NaN where no mask among them marks a pixel or leaves one, or, of aupro_per_image, all
+    those fill their images; image_auroc is NaN for labels of one class. Takes and raises what those functions
+    do, and ValueError when there is not one score for each map, or a good image's mask is not empty. (That of
+    an anomalous one may be: a thin defect can vanish when resized.)
     """
-    scores, labels = scores_and_labels(scores, labels)
+    scores, labels = scores_and_labels(scores, labels, both=False)
     if len(scores) != len(maps):
         raise ValueError(f"{len(scores)} scores for {len(maps)} maps")
-    found = {"image_auroc": image_auroc(scores, labels)}
+    found = {"image_auroc": image_auroc(scores, labels) if labels.any() and not labels.all() else math.nan}
     known = np.flatnonzero(np.ones(len(labels), bool) if outlined is None else outlined)
     maps, masks = checked_maps(maps, masks)
     wrong = [i for i, mask in enumerate(masks) if mask.any() and not labels[i]]
@@ -152,11 +155,9 @@ def evaluate_maps(
     if threshold is not None:
         found |= decision_metrics(scores, labels, threshold)
     maps, masks = [maps[i] for i in known], [masks[i] for i in known]
-    if not any(mask.any() for mask in masks):
-        names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image")
-        return found | dict.fromkeys(
-            (*names, *(["best_pixel_f1"] if threshold is not None else [])), math.nan
-        )
+    if not any(mask.any() for mask in masks) or all(mask.all() for mask in masks):
+        names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "best_pixel_f1")
+        return found | dict.fromkeys(names[: 4 if threshold is None else 5], math.nan)
     maps, masks = _maps_and_masks(maps, masks)
     table = pixel_table(maps, masks)
     if threshold is not None:
@@ -286,8 +287,8 @@ def _maps_and_masks(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np
     return maps, masks
 
 
-def scores_and_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finite scores and bool labels, both (N,), of both classes; ValueError says what else they are."""
+def scores_and_labels(scores: np.ndarray, labels: np.ndarray, both: bool = True):
+    """Finite scores and bool labels, both (N,); ValueError for others, and with `both` for a single class."""
     scores, labels = _numbers(scores, "scores"), _as_bool(labels, "labels")
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both have the shape (N,)")
@@ -296,7 +297,7 @@ def scores_and_labels(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarra
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         raise ValueError(f"score {bad[0]} is NaN or infinite")
-    if labels.all() or not labels.any():
+    if both and (labels.all() or not labels.any()):
         raise ValueError(f"labels have no {'normal' if labels.all() else 'anomalous'} image")
     return scores, labels
 

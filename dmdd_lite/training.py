@@ -22,6 +22,7 @@ from .checkpoints import (
     save_finished,
 )
 from .config import Config
+from .data.category import Category
 from .data.features import TrainingFeatures
 from .data.fingerprints import Fingerprint, digests
 from .data.training import TrainingData, load_training_data
@@ -231,22 +232,23 @@ def run(
 
 def train(
     config: Config,
-    data_root: str | Path,
-    category: str,
+    data_root: str | Path = "",
+    category: str = "",
     texture_root: str | Path = "",
     output_dir: str | Path | None = None,
     device: str = "auto",
     checkpoint_every: int = 100,
     progress: bool = True,
     watch: Callable[[Trainer], None] | None = None,
+    good: str | Path | Category | None = None,
 ) -> Training:
-    """Train on `<data_root>/<category>/train/good` and return a calibrated detector.
+    """Train on `<data_root>/<category>/train/good`, or on `good`, and return a calibrated detector.
 
     With output_dir, the state is saved every `checkpoint_every` iterations. The same call then resumes an
-    interrupted run to the same weights (bit-equal on a CPU with the same number of threads and the same
-    versions), and loads a finished one, whose detector is `<output_dir>/detector`; it prints which. After a
-    training it prints how many false alarms the threshold lets expect.
+    interrupted run to the same weights (bit-equal on a CPU with the same number of threads and versions), and
+    loads a finished one, from `<output_dir>/detector`; it prints which, and the false alarms to expect.
 
+    good: a Category, or a folder, of which a fifth is held out as by `open_folders` with the same seed.
     watch: called with the trainer every `checkpoint_every` iterations and after the last one; it must not
     change the training. `finish` makes a detector of a copy of its model.
 
@@ -254,11 +256,9 @@ def train(
     of another configuration, other images or textures (their contents count, not where they lie) or another
     teacher, cannot be written to, or is another process's; later TrainingError.
     """
-    place = resolve_device(device)
-    teacher = build_teacher(
-        config.teacher, config.teacher_weights, config.teacher_options, config.seed, config.image_size
-    )
-    data = load_training_data(config, data_root, category, texture_root, place, progress)
+    c, place = config, resolve_device(device)
+    teacher = build_teacher(c.teacher, c.teacher_weights, c.teacher_options, c.seed, c.image_size)
+    data = load_training_data(config, data_root, category, texture_root, place, progress, good)
     folder = Path(output_dir) if output_dir else None
     with own_folder(folder):
         state = None

@@ -38,7 +38,7 @@ metrics = {"fused": dict.fromkeys(%r, 0.75)}
 values = {"category": category, "seed": seed, "config": config.to_dict(), "metrics": metrics}
 files = hash_category(open_category(data_root, category, check_files=False))
 values |= {"seconds": 90.0, "device": "cpu: test", "files": {**files, "textures": digest({})}}
-values |= {"mask_rule": mask_rule, "full_size": full_size}
+values |= {"mask_rule": mask_rule, "layout": layout, "full_size": full_size}
 Path(folder, f"{name}.json").write_text(json.dumps(values))
 with open(folder / "written.txt", "a") as file:
     file.write(name + "\\n")
@@ -95,7 +95,7 @@ def write_result_of(job: Job, **changes):
     maps = dict.fromkeys(("fused", "plus"), dict.fromkeys(METRICS, 0.75))
     place = (job.parameters["data_root"] or samples_root(), job.parameters["category"])
     files = {**hash_category(open_category(*place, check_files=False)), "textures": digest({})}
-    values |= {name: job.parameters[name] for name in ("mask_rule", "full_size")}
+    values |= {name: job.parameters[name] for name in ("mask_rule", "layout", "full_size")}
     values |= {"metrics": maps, "seconds": 90.0, "device": "cpu: test", "files": files}
     job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.write_text(json.dumps(values))

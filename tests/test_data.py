@@ -89,7 +89,7 @@ def test_what_falsifies_numbers_is_told_and_kept(tmp_path):
         r"^1 defective image without a mask: hole/000\.png; .*ground_truth/hole/<image stem>_mask\.png$",
         r"^3 files ignored in .*nut: ground_truth/hole/a\.txt, test/a\.txt, test/scratch/a\.txt; images",
         r"^1 image of one value: .*train/good/000\.png; is the file whole\?$",
-        rf"^1 test image also in train/good: .*test/good/leak\.tif = .*{of_train}; the numbers will be",
+        rf"^1 test image also trained on: .*test/good/leak\.tif = .*{of_train}; the numbers will be",
     ]
     with pytest.warns(DataWarning) as caught:
         category = data.open_category(tmp_path, "nut")
@@ -105,8 +105,8 @@ def test_what_falsifies_numbers_is_told_and_kept(tmp_path):
 
 @pytest.mark.parametrize("missing, expected", [
     (["train/good"], [r"train/good: no such folder"]), (["test"], [r"test: no such folder"]),
-    (["test/good"], [r"test/good: no images"]), (["test/hole", "ground_truth"], [r"no defective images"]),
-    (["train", "test/good", "ground_truth"], [r"train/good: no", r"test/good: no"]),
+    (["train", "test/hole"], [r"train/good: no", r"ground_truth/hole: no test folder"]),
+    (["test/good", "test/hole", "ground_truth"], [r"test: no images"]),
 ])  # fmt: skip
 def test_missing_folders(tmp_path, missing, expected):
     folder = make_category(tmp_path, defects=("hole",))

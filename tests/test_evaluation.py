@@ -1,7 +1,7 @@
 """Evaluation, result files and tables: known numbers in, known numbers out."""
 
-import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
 from dmdd_lite.facts import Facts
 from dmdd_lite.metrics import evaluate_maps, image_auroc
+from dmdd_lite.reproduce.report import conclude
 from dmdd_lite.training import Training
 
 UNTRAINED = Training(None, None, 1, 1)
@@ -102,12 +103,33 @@ def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp
         assert found.metrics["fused"] == expected | {"image_auroc": image_auroc(scores, labels)}
     written = json.loads(evaluation.write_result(tmp_path, whole, detector, UNTRAINED).read_text())
     assert (written["full_size"], written["warnings"]) == (True, list(category.warnings))
-    unknown = tuple(dataclasses.replace(test, mask=None) for test in category.test)  # nor any mask at all
-    found = evaluation.evaluate(detector, dataclasses.replace(category, test=unknown), progress=False)
-    evaluation.write_result(tmp_path, found, detector, UNTRAINED)
+
+
+IMAGES = {"image_auroc", "image_precision", "image_recall", "image_f1", "false_alarm_rate"}
+PIXELS = {"pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "best_pixel_f1"}
+
+
+@pytest.mark.parametrize("gone, told, known", [
+    (["test/hole", "ground_truth"], "no defective test images: of all metrics", {"false_alarm_rate"}),
+    (["test/good"], "no good test images: no image_auroc", {"image_recall"} | PIXELS),
+    (["ground_truth"], "3 defective images without a mask", IMAGES),
+])  # fmt: skip
+def test_what_a_test_set_lacks_is_told_and_the_rest_is_measured(tmp_path, gone, told, known):
+    folder = make_category(tmp_path / "data", defects=("hole",))
+    for part in gone:
+        shutil.rmtree(folder / part)
+    with pytest.warns(DataWarning, match=told):
+        category = open_category(tmp_path / "data", "nut")
+    detector = tiny_detector({"fused": -1.0}, plus=None)  # every image is called anomalous
+    found = evaluation.evaluate(detector, category, progress=False)
     plot_roc_and_pro(evaluation.curves(found))
-    assert evaluation.rank_anomalous(found) == []
-    assert results_table(collect_results(tmp_path)).loc["nut"].tolist()[2:] == ["-"] * 4
+    values = json.loads(evaluation.write_result(tmp_path, found, detector, UNTRAINED).read_text())
+    measured = values["metrics"]["fused"] | values["decisions"]["fused"]
+    assert {name for name, value in measured.items() if value is not None} == known
+    assert {measured[name] for name in ("image_recall", "false_alarm_rate")} <= {1, None}
+    assert evaluation.rank_anomalous(found) == [] or "aupro" in known
+    assert (results_table(collect_results(tmp_path)).loc["nut", "aupro"] == "-") == ("aupro" not in known)
+    assert "nan" not in conclude(tmp_path, {}) + (tmp_path / "results.md").read_text()
 
 
 def write(folder, category, seed, value, files=None, **changes):

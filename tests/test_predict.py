@@ -79,16 +79,17 @@ def test_nothing_is_started_without_images(saved, inbox, tmp_path, capfd, wrong,
     assert not (tmp_path / "out").exists()
 
 
-def test_help_needs_no_pytorch():
+@pytest.mark.parametrize("command, told", [("predict", "predictions.csv"), ("own", "--good FOLDER")])
+def test_help_needs_no_pytorch(command, told):
     began = time.monotonic()
     code = (
-        "import sys; from dmdd_lite.predict import main\n"
+        f"import sys; from dmdd_lite.{command} import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("False\n")
-    assert "predictions.csv" in out
+    assert told in out
     assert time.monotonic() - began < 10
 
 

@@ -104,8 +104,9 @@ def test_a_result_of_other_settings_is_refused_before_anything_runs(nuts, tmp_pa
     assert f"{job.result} was made with other settings ({changes})" in told
     assert "choose another --results folder" in told
     assert other.result.name not in told
-    with pytest.raises(ValueError, match="mask_rule: 'auto' -> 'half'; full_size: False -> True"):
-        finished(planned(nuts, tmp_path, "--mask-rule", "half", "--full-size")[1])
+    changed = "mask_rule: 'auto' -> 'half'; layout: 'mvtec' -> 'mpdd'; full_size: False -> True"
+    with pytest.raises(ValueError, match=changed):
+        finished(planned(nuts, tmp_path, "--mask-rule", "half", "--layout", "mpdd", "--full-size")[1])
     other.result.unlink()
     assert main(arguments(nuts, tmp_path / "out", categories=("bolt",))) == 2  # it would be averaged with nut
     told = capsys.readouterr().err
@@ -271,10 +272,10 @@ def test_a_stopped_command_leaves_no_process_and_the_next_completes(given, tmp_p
 @pytest.mark.slow
 def test_notebook_05_itself(data, tmp_path):
     more = ("--iterations", "12", "--set", "learning_rate=0.001", "--set", "prior=false")
-    more += ("--mask-rule", "half", "--full-size")
+    more += ("--mask-rule", "half", "--layout", "mpdd", "--full-size")
     assert main(arguments(data, tmp_path, *more, categories=("fabric",))) == 0
     values = json.loads((tmp_path / "fabric_seed0.json").read_text())
-    assert (values["mask_rule"], values["full_size"]) == ("half", True)
+    assert (values["mask_rule"], values["layout"], values["full_size"]) == ("half", "mpdd", True)
     config = values["config"]
     assert (config["iterations"], config["learning_rate"], config["prior"]) == (12, 0.001, False)
 

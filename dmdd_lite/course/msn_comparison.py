@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
+from ..data.category import Category
 from ..data.images import load_images
-from ..data.layout import Category
 from ..data.masks import load_masks
 from ..detector import Detector
 from ..evaluation import METRICS, Evaluation

@@ -11,7 +11,7 @@ import numpy as np
 
 from .files import read_values
 from .images import in_threads
-from .masks import read_mask
+from .masks import place, read_mask
 from .problems import DataError, counted, some
 
 LARGE = 0.6  # fraction of an image above which a mask is more likely inverted than meant
@@ -27,9 +27,9 @@ class Found(NamedTuple):
     marked: float | None
 
 
-def examine(files: Sequence[tuple[Path, Path | None]], train: int, rule: str) -> tuple[list[str], list[str]]:
-    """Problems and warnings of images with their masks, if they have one, of which the first `train` are the
-    training images."""
+def examine(files: Sequence[tuple], train: int, rule: str) -> tuple[list[str], list[str]]:
+    """Problems and warnings of images, each with its mask or None, as in `TestImage`, of which the first
+    `train` are the training images."""
     found = list(in_threads(lambda file: _found(*file, rule), files))
     problems = [text for one in found for text in one.problems]
     if problems:
@@ -41,14 +41,16 @@ def examine(files: Sequence[tuple[Path, Path | None]], train: int, rule: str) ->
     tests = zip(paths[train:], found[train:], strict=True)
     if both := [f"{path} = {good[one.digest]}" for path, one in tests if one.digest in good]:
         told.append(
-            f"{counted(both, 'test image')} also in train/good: {some(both)}; the numbers will be too good, "
+            f"{counted(both, 'test image')} also trained on: {some(both)}; the numbers will be too good, "
             "take them out of one of both"
         )
-    masks = [(mask, one.marked) for (_, mask), one in zip(files, found, strict=True) if mask is not None]
+    masks = [
+        (place(mask), one.marked) for (_, mask), one in zip(files, found, strict=True) if mask is not None
+    ]
     if empty := [mask for mask, marked in masks if marked == 0]:
         told.append(
             f"{counted(empty, 'mask')} marking nothing: {some(empty)}; mark the defect (transparency is not "
-            "read), or move the image to test/good"
+            "read), or move the image to the good ones"
         )
     if large := [mask for mask, marked in masks if marked > LARGE]:
         told.append(
@@ -58,7 +60,7 @@ def examine(files: Sequence[tuple[Path, Path | None]], train: int, rule: str) ->
     return [], told
 
 
-def _found(path: Path, mask: Path | None, rule: str) -> Found:
+def _found(path: Path, mask: Path | tuple[Path, ...] | None, rule: str) -> Found:
     image, marked = _tried(read_values, path), None if mask is None else _tried(read_mask, mask, None, rule)
     problems = [found for found in (image, marked) if isinstance(found, str)]
     if problems:
@@ -66,8 +68,8 @@ def _found(path: Path, mask: Path | None, rule: str) -> Found:
     if mask is not None and _differ_in_proportions(image.shape[:2], marked.shape):
         (height, width), (rows, columns) = image.shape[:2], marked.shape
         problems.append(
-            f"{mask}: a mask of {columns} x {rows} pixels does not fit its image of {width} x {height}; "
-            "turn the mask as the image is turned, or draw it anew"
+            f"{place(mask)}: a mask of {columns} x {rows} pixels does not fit its image of {width} x "
+            f"{height}; turn the mask as the image is turned, or draw it anew"
         )
     digest = hashlib.sha256(repr((image.shape, image.dtype)).encode())
     digest.update(np.ascontiguousarray(image))

@@ -6,12 +6,13 @@ guard against mistakes: of a file 16 hexadecimal digits of its SHA-256 are kept.
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .category import Category
 from .images import in_threads
-from .layout import Category
-from .problems import DataError
+from .problems import DataError, DataWarning
 
 KINDS = {  # as messages call them
     "images": "the training images differ",
@@ -34,9 +35,16 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def hash_files(paths: Sequence[Path], root: str | Path) -> Hashes:
-    """A hash for every file, by its name below `root`. Raises DataError naming a file that cannot be read."""
-    names = [path.relative_to(root).as_posix() for path in paths]
+def hash_files(paths: Sequence[Path], root: str | Path | Mapping[str, Path]) -> Hashes:
+    """A hash for every file, by its name below `root`; of several folders by name, that name stands before.
+    Raises DataError naming a file that cannot be read."""
+    roots = root if isinstance(root, Mapping) else {"": root}
+    names = [
+        (Path(name) / path.relative_to(place)).as_posix()
+        for path in paths
+        for name, place in roots.items()
+        if path.is_relative_to(place)
+    ]
     return dict(zip(names, in_threads(_short, paths), strict=True))
 
 
@@ -47,14 +55,20 @@ def _short(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def hash_category(category: Category) -> dict[str, Hashes]:
-    """Hashes of the training images, the test images and the masks. Raises DataError as `hash_files`."""
+def hash_category(category: Category, trained: str | None = None) -> dict[str, Hashes]:
+    """Hashes of the training images, the test images and the masks. Of plain folders, warns if `trained`, the
+    hash of all images that a detector was trained on, is another. Raises DataError as `hash_files`."""
     files = {
         "images": category.train,
         "test": [image.path for image in category.test],
-        "masks": [image.mask for image in category.test if image.mask is not None],
+        "masks": [file for image in category.test for file in image.mask_files],
     }
-    return {kind: hash_files(paths, category.root) for kind, paths in files.items()}
+    root = dict(category.places) or category.root
+    found = {kind: hash_files(paths, root) for kind, paths in files.items()}
+    if category.places and trained and trained != digest(found["images"]):
+        told = "the training images are not those of the detector, which may have seen test images"
+        warnings.warn(f"{told}; train it again, or open the folders with its seed", DataWarning, stacklevel=3)
+    return found
 
 
 def digest(hashes: Hashes | str) -> str:

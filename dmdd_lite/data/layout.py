@@ -1,117 +1,162 @@
-"""The MVTec AD folder layout, read and checked.
-
-    <root>/<category>/train/good/*                 defect-free images to train on
-    <root>/<category>/test/good/*                  defect-free images to test on
-    <root>/<category>/test/<defect>/*              defective images
-    <root>/<category>/ground_truth/<defect>/*      a mask per defective image: <stem>_mask.* or <stem>.*
-
-Any category name works, and files may be PNG, JPEG, BMP, TIFF, WebP or GIF, in sub-folders too; a warning
-tells of others. Hidden ones and `ground_truth/good` do not count. A mask may have another size than its
-image, but not other proportions; a defective image without one counts for the metrics of images only. Layout:
-Bergmann et al., "MVTec AD", CVPR 2019."""
+"""A category opened and checked: in the layout of a public data set, or as plain folders."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
-from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
+from .category import GOOD, Category, TestImage
 from .checks import examine
 from .folders import children, find_images, folders, ignored
-from .images import bit_depth
+from .layouts import BAD, LAYOUTS
 from .masks import RULES, vanishing
-from .problems import DataError, DataWarning, counted, some
+from .problems import DataError, DataWarning, counted
+from .trees import category_folder, match_masks, train_images, unmasked
 
-GOOD, SPLITS = "good", ("train", "test", "ground_truth")
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """One image of the test split; `defect` is its folder's name, `mask` None for "good", or if missing."""
-
-    __test__ = False  # not a test case, whatever pytest makes of the name
-
-    path: Path
-    defect: str
-    mask: Path | None
-
-    @property
-    def is_anomalous(self) -> bool:
-        return self.defect != GOOD
-
-
-@dataclass(frozen=True)
-class Category:
-    """One category, all of its files known; `train` and `test` are sorted by path. mask_rule: how masks are
-    read, one of `masks.RULES`; warnings: what was told when it was opened."""
-
-    root: Path
-    name: str
-    train: tuple[Path, ...]
-    test: tuple[TestImage, ...]
-    mask_rule: str = "auto"
-    warnings: tuple[str, ...] = ()
-
-    @cached_property
-    def depth(self) -> int:
-        """Bits of the training images, as of `images.bit_depth`, which reads them."""
-        return bit_depth(self.train)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Bool (N,), True where the test image is anomalous."""
-        return np.array([image.is_anomalous for image in self.test], dtype=bool)
-
-    @property
-    def outlined(self) -> np.ndarray:
-        """Bool (N,), True where it is known which pixels are defective."""
-        return np.array([not image.is_anomalous or image.mask is not None for image in self.test], dtype=bool)
+TEST_SHARE = 0.2  # of good images that are held out to test on where no others are given
 
 
 def open_train(root: str | Path, name: str, check_files: bool = True) -> tuple[Path, ...]:
-    """The images to train on; the test split is not even listed.
+    """The images to train on, in the layout of MVTec AD; the test split is not even listed.
 
     With `check_files` every image is decoded. Warns of files that are ignored and of constant images. Raises
     one DataError that lists all problems."""
-    folder, problems, told = _category_folder(Path(root), name), [], []
-    train = _train_images(folder, problems, told)
-    _finish(
-        folder, problems, told, [(path, None) for path in train] if check_files else [], len(train), "auto"
-    )
+    folder, problems, told = category_folder(Path(root), name), [], []
+    train = train_images(folder, problems, told)
+    _finish(folder, problems, told, train, [], check_files, "auto")
     return tuple(train)
 
 
-def open_category(root: str | Path, name: str, check_files: bool = True, mask_rule: str = "auto") -> Category:
+def open_category(
+    root: str | Path, name: str, check_files: bool = True, mask_rule: str = "auto", layout: str = "mvtec"
+) -> Category:
     """Both splits of a category, after everything about them has been checked.
 
-    With `check_files` all images and masks are decoded. Warns of what falsifies numbers unless it is meant:
-    files that are ignored, defective images without a mask, test images that are also in train/good, constant
-    images, masks that mark nothing or nearly everything. Raises one DataError that lists all problems, each
-    with its remedy; ValueError for an unknown mask_rule."""
-    if mask_rule not in RULES:
-        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {mask_rule!r}")
-    folder, problems, told = _category_folder(Path(root), name), [], []
-    train = _train_images(folder, problems, told)
-    test = _test_images(folder, problems, told)
-    files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
-    _finish(folder, problems, told, files if check_files else [], len(train), mask_rule)
-    return Category(Path(root), name, tuple(train), tuple(test), mask_rule, tuple(told))
+    layout: one of `layouts.LAYOUTS`. With `check_files` all images and masks are decoded. Warns of what
+    falsifies numbers unless it is meant: files that are ignored, defective images without a mask, test images
+    that are also trained on, constant images, masks that mark nothing or nearly everything; and of what
+    leaves metrics undefined: a test split without good or without defective images. Raises one DataError that
+    lists all problems, each with its remedy; ValueError for an unknown mask_rule or layout."""
+    _check_rule(mask_rule)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    root, problems, told = Path(root), [], []
+    train, test = LAYOUTS[layout].find(root, name, problems, told)
+    told += LAYOUTS[layout].warnings + _lacking(test)
+    _finish(root / name, problems, told, train, test, check_files, mask_rule)
+    return Category(root, name, tuple(train), tuple(test), mask_rule, tuple(told), layout)
+
+
+def open_folders(
+    good: str | Path,
+    bad: str | Path | None = None,
+    masks: str | Path | None = None,
+    test_good: str | Path | None = None,
+    check_files: bool = True,
+    mask_rule: str = "auto",
+    seed: int = 0,
+    name: str = "",
+) -> Category:
+    """A category of plain folders: of good images, and, for numbers, of defective ones and their masks.
+
+    Without `test_good`, a fifth of the good images, drawn with the seed, is held out to test on, which a
+    warning says: train on `Category.train` alone, as `train(config, good=...)` does. The folders in `bad`
+    name the defects, images beside them are of the defect "bad". In `masks` lie files of the same relative
+    path, or directly in it, with the stem of the image or <stem>_mask. name: default, that of `good`.
+
+    Checks, warns and raises as `open_category`; DataError also for a folder that lies in another one."""
+    _check_rule(mask_rule)
+    given = {"good": good, "bad": bad, "masks": masks, "test_good": test_good}
+    places = {kind: Path(place) for kind, place in given.items() if place is not None}
+    _check_apart(places)
+    if all((places["good"] / split).is_dir() for split in ("train", "test")):
+        told = f"{good}: a category in the layout of MVTec AD; give its train/good"
+        raise DataError(f"{told}, or open it by `open_category`, its parent as root")
+    problems, told, found = [], [], {}
+    for kind, folder in places.items():
+        found[kind], others = find_images(folder)
+        told += ignored(others, folder)
+        if not found[kind]:
+            problems.append(f"{folder}: no images; put the {kind.replace('_', ' ')} ones there")
+    train, test = found["good"], [TestImage(path, GOOD, None) for path in found.get("test_good", [])]
+    if test_good is None and train:
+        train, test = _split(train, seed, problems, told)
+    if bad is not None:
+        test += _defective(places, found["bad"], problems, told)
+        test.sort(key=lambda image: (image.defect, image.path))
+    elif masks is not None:
+        problems.append(f"{masks}: masks without defective images; give bad, the folder of those")
+    if bad is not None or test_good is not None:
+        told += _lacking(test)
+    _finish(places["good"], problems, told, train, test, check_files, mask_rule)
+    name = name or Path(os.path.abspath(good)).name
+    parts = (tuple(train), tuple(test), mask_rule, tuple(told), "folders", tuple(places.items()))
+    return Category(places["good"].parent, name, *parts)
+
+
+def _check_apart(places: dict[str, Path]):
+    """DataError for a folder that is not there, or is in another one, whose images it would be part of."""
+    for folder in places.values():
+        children(folder)
+    real = {kind: Path(os.path.realpath(folder)) for kind, folder in places.items()}
+    for one, other in permutations(real, 2):
+        if real[one].is_relative_to(real[other]):
+            told = f"{places[one]} ({one}) lies in {places[other]} ({other})"
+            raise DataError(f"{told}; its images would be part of both, give folders apart from each other")
+
+
+def _split(images: list[Path], seed: int, problems: list[str], told: list[str]):
+    """The images to train on, and those held out as good test images."""
+    if len(images) < 2:
+        problems.append(f"{images[0]}: the only good image; add others, some are held out to test on")
+        return images, []
+    held = max(1, round(TEST_SHARE * len(images)))
+    chosen = set(np.random.default_rng(seed).permutation(len(images))[:held].tolist())
+    told.append(
+        f"{held} of {counted(images, 'good image')} held out to test on, drawn with seed {seed}; give "
+        "test_good, a folder of others, to train on all of them"
+    )
+    test = [TestImage(images[i], GOOD, None) for i in sorted(chosen)]
+    return [path for i, path in enumerate(images) if i not in chosen], test
+
+
+def _defective(places: dict, images: list[Path], problems: list[str], told: list[str]) -> list[TestImage]:
+    """The defective images with their masks, by defect."""
+    bad, truth, matched = places["bad"], places.get("masks"), {}
+    if (bad / GOOD).is_dir():
+        problems.append(f"{bad / GOOD}: good images among the defective; move them, and give test_good")
+    for folder in folders(bad):
+        if folder.name != GOOD and not find_images(folder, bad)[0]:
+            problems.append(f"{folder}: no images; put the defective images there or remove the folder")
+    if truth is not None:
+        matched = match_masks(images, bad, truth, truth, problems)
+    told += unmasked([path for path in images if path not in matched], bad, truth or Path("MASKS"))
+    parts = [path.relative_to(bad).parts for path in images]
+    defects = [part[0] if len(part) > 1 else BAD for part in parts]
+    return [TestImage(path, kind, matched.get(path)) for path, kind in zip(images, defects, strict=True)]
 
 
 def vanishing_defects(root: str | Path, name: str, size: int) -> list[str]:
-    """A warning if defects of the category's masks vanish at this image size, else none; no image is read."""
+    """A warning if defects of the masks of a category in the layout of MVTec AD vanish at this image size,
+    else none; no image is read."""
     category = Path(root) / name
     defects = [folder for folder in folders(category / "ground_truth") if folder.name != GOOD]
     return vanishing([path for folder in defects for path in find_images(folder, category)[0]], size)
 
 
-def _finish(folder: Path, problems: list[str], told: list[str], files: list, train: int, rule: str):
+def _check_rule(mask_rule: str):
+    if mask_rule not in RULES:
+        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {mask_rule!r}")
+
+
+def _finish(folder: Path, problems: list[str], told: list[str], train, test, check_files: bool, rule: str):
     """Decode the files, then raise DataError with all problems, or warn of what was told."""
-    found = examine(files, train, rule)
+    files = [(path, None) for path in train] + [(image.path, image.mask) for image in test]
+    found = examine(files if check_files else [], len(train), rule)
     problems += found[0]
     told += found[1]
     if problems:
@@ -120,120 +165,13 @@ def _finish(folder: Path, problems: list[str], told: list[str], files: list, tra
         warnings.warn(text, DataWarning, stacklevel=3)
 
 
-def _is_category(folder: Path) -> bool:
-    return os.path.isdir(folder / "train")
-
-
-def _category_folder(root: Path, name: str) -> Path:
-    """The category's own folder; DataError if it cannot be found, as nothing else can be checked then."""
-    if not os.path.isdir(root):
-        raise DataError(f"{root}: no such folder; root is the folder that holds the category folders")
-    is_name = isinstance(name, str) and name not in ("", "..") and Path(name).name == name
-    folder = root / name if is_name else None
-    if folder and _is_category(folder):
-        return folder
-    _check_level(root, folder)
-    if folder and os.path.isdir(folder):
-        return folder
-    others = ", ".join(found.name for found in folders(root)) or "none"
-    raise DataError(f"{root}: no category named {name!r}; categories there: {others}")
-
-
-def _check_level(root: Path, folder: Path | None):
-    """DataError if the root, or the folder of that name in it, is a level above or below its place."""
-    here = Path(os.path.abspath(root))
-    if _is_category(here):
-        raise DataError(f"{root}: is a category itself; pass its parent as root and {here.name!r} as name")
-    if here.name in SPLITS and _is_category(here.parent):
-        above = here.parent
-        raise DataError(f"{root}: lies in a category; pass {above.parent} as root and {above.name!r} as name")
-    if folder is None:
-        return
-    inner = ", ".join(repr(found.name) for found in folders(folder) if _is_category(found))
-    if inner:
-        raise DataError(f"{folder}: holds categories itself; pass it as root and as name one of {inner}")
-    for between in folders(root):
-        if _is_category(between / folder.name):
-            raise DataError(f"{root}: {folder.name!r} lies in {between}; pass that as root")
-
-
-def _train_images(category: Path, problems: list[str], told: list[str]) -> list[Path]:
-    folder = category / "train" / GOOD
-    images, others = find_images(folder, category) if os.path.isdir(folder) else ([], [])
-    if not images:
-        state = "no images" if os.path.isdir(folder) else "no such folder"
-        problems.append(f"{folder}: {state}; put the defect-free images to train on there")
-    beside = others + _files(category / "train")
-    for place in folders(category / "train"):
-        beside += [path for found in find_images(place, category) for path in found if place != folder]
-    told += ignored(sorted(beside), category)
-    return images
-
-
-def _files(folder: Path) -> list[Path]:
-    """What a folder, which need not exist, holds beside folders."""
-    return [path for path in children(folder) if not os.path.isdir(path)] if os.path.isdir(folder) else []
-
-
-def _test_images(category: Path, problems: list[str], told: list[str]) -> list[TestImage]:
-    """The test split with its masks; what is wrong with its structure is appended to `problems`."""
-    split, truth = category / "test", category / "ground_truth"
-    if not os.path.isdir(split):
-        problems.append(f"{split}: no such folder; put test images into test/good and test/<defect>")
-        return []
-    test: list[TestImage] = []
-    left = _files(split) + _files(truth)
-    for folder in folders(split):
-        (images, others), masks = find_images(folder, category), {}
-        left += others
-        if images and folder.name != GOOD:
-            masks = _match_masks(images, folder, truth / folder.name, problems)
-            if missing := [path.relative_to(split) for path in images if path not in masks]:
-                told.append(
-                    f"{counted(missing, 'defective image')} without a mask: {some(missing)}; counted for the "
-                    f"metrics of images only, unless you add {truth / folder.name}/<image stem>_mask.png"
-                )
-        elif not images and folder.name != GOOD:
-            problems.append(f"{folder}: no images; put the defective images there or remove the folder")
-        test += [TestImage(path, folder.name, masks.get(path)) for path in images]
-    defects = {folder.name for folder in folders(split)} - {GOOD}
-    if all(image.is_anomalous for image in test):
-        problems.append(f"{split / GOOD}: no images; put at least one defect-free test image there")
-    if not defects:
-        problems.append(f"{split}: no defective images; put at least one into test/<defect>")
-    for folder in folders(truth):
-        if folder.name not in defects | {GOOD}:
-            problems.append(f"{folder}: no test folder of that name; add {split / folder.name} or remove it")
-        elif folder.name != GOOD:
-            left += find_images(folder, category)[1]
-    told += ignored(sorted(left), category)
-    return test
-
-
-def _match_masks(images: list[Path], split: Path, folder: Path, problems: list[str]) -> dict[Path, Path]:
-    """The mask of each image that has one: the file with the stem `<stem>_mask` or `<stem>` in the same
-    sub-folder of `folder`, else in `folder` itself."""
-    category = folder.parent.parent
-    owners = {path: [] for path in (find_images(folder, category)[0] if os.path.isdir(folder) else [])}
-    places: dict[tuple[Path, str], list[Path]] = {}
-    for mask in owners:
-        places.setdefault((mask.parent, mask.stem), []).append(mask)
-    matched: dict[Path, Path] = {}
-    for image in images:
-        for place in dict.fromkeys((folder / image.parent.relative_to(split), folder)):
-            fits = [m for stem in (f"{image.stem}_mask", image.stem) for m in places.get((place, stem), [])]
-            if fits:
-                break
-        for mask in fits:
-            owners[mask].append(image.name)
-        if len(fits) > 1:
-            names = " and ".join(mask.name for mask in fits)
-            problems.append(f"{image}: ambiguous masks {names}; keep one of them in {folder}")
-        elif fits:
-            matched[image] = fits[0]
-    for mask, names in owners.items():
-        if not names:
-            problems.append(f"{mask}: mask without its image; add the image or remove the mask")
-        elif len(names) > 1:
-            problems.append(f"{mask}: ambiguous, fits {' and '.join(names)}; give the images other stems")
-    return matched
+def _lacking(test: list[TestImage]) -> list[str]:
+    """A warning of what cannot be told without images of either kind."""
+    if test and not any(image.is_anomalous for image in test):
+        return ["no defective test images: of all metrics there is only the false_alarm_rate"]
+    if test and all(image.is_anomalous for image in test):
+        return [
+            "no good test images: no image_auroc, image_precision, image_f1 and false_alarm_rate, and pixels "
+            "are those of defective images only"
+        ]
+    return []

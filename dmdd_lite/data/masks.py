@@ -27,16 +27,29 @@ SOFT = (
 )
 
 
-def read_mask(path: str | Path, size: int | None = None, rule: str = "auto") -> torch.Tensor:
-    """Bool (H, W), or (size, size) after `resize_mask`; True where defective. Raises DataError as
-    `images.read_image`, ValueError for another rule."""
+def read_mask(
+    path: str | Path | tuple[Path, ...], size: int | None = None, rule: str = "auto"
+) -> torch.Tensor:
+    """Bool (H, W), or (size, size) after `resize_mask`; True where one of the files is defective. Raises
+    DataError as `images.read_image`, or for files of different sizes, ValueError for another rule."""
     if rule not in RULES:
         raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if isinstance(path, tuple):
+        masks = [read_mask(file, None, rule) for file in path]
+        if len({mask.shape for mask in masks}) > 1:
+            raise DataError(f"{place(path)}: masks of different sizes; they must be of one image")
+        mask = torch.stack(masks).any(0)
+        return mask if size is None else torch.from_numpy(resize_mask(mask.numpy(), size))
     values, lossy = read_mask_values(path)
     if rule == "auto":
         rule = "half" if lossy or values.dtype.kind == "f" or looks_soft(values) else "nonzero"
     mask = values > (values.max() / 2 if rule == "half" else 0)
     return torch.from_numpy(mask if size is None else resize_mask(mask, size))
+
+
+def place(mask: Path | tuple[Path, ...]) -> Path:
+    """What messages name: the file, or the folder of several."""
+    return mask[0].parent if isinstance(mask, tuple) else mask
 
 
 def looks_soft(values: np.ndarray) -> bool:
@@ -94,10 +107,10 @@ def vanished_regions(mask: np.ndarray, size: int) -> tuple[int, int]:
     return count - int((left > 0).sum()), count
 
 
-def vanishing(paths: Sequence[Path], size: int, rule: str = "auto") -> list[str]:
+def vanishing(paths: Sequence[Path | tuple[Path, ...]], size: int, rule: str = "auto") -> list[str]:
     """A warning if regions of these masks vanish at this image size, else none."""
 
-    def count(path: Path) -> tuple[int, int]:
+    def count(path) -> tuple[int, int]:
         try:
             return vanished_regions(read_mask(path, None, rule).numpy(), size)
         except DataError:  # whoever evaluates is told of it
@@ -107,7 +120,7 @@ def vanishing(paths: Sequence[Path], size: int, rule: str = "auto") -> list[str]
     lost, every = sum(lost for lost, _ in counts), sum(every for _, every in counts)
     if not lost:
         return []
-    names = [path.name for path, (gone, _) in zip(paths, counts, strict=True) if gone]
+    names = [place(path).name for path, (gone, _) in zip(paths, counts, strict=True) if gone]
     return [
         f"{lost} of {every} defects vanish from their masks at image_size {size} ({some(names)}): choose a "
         "larger image_size, or evaluate at full size"

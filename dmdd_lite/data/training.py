@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.foreground import foreground_masks
+from .category import Category
 from .fingerprints import Hashes, hash_files
 from .folders import open_folder
 from .images import bit_depth, load_images
-from .layout import open_train, vanishing_defects
+from .layout import open_folders, open_train, vanishing_defects
+from .masks import vanishing
 from .problems import DataError, DataWarning
 from .textures import procedural_textures
 
@@ -34,22 +36,33 @@ class TrainingData:
 
 
 def load_training_data(
-    config: Config, data_root, category: str, texture_root="", device="cpu", progress=True
+    config: Config, data_root="", category="", texture_root="", device="cpu", progress=True, good=None
 ) -> TrainingData:
     """Read and check train/good and the textures, procedural ones without a folder; never opens the test
     split. Of ground_truth, if there is one, it only tells which defects vanish at this image size.
-    Raises DataError."""
-    paths = open_train(data_root, category)
+
+    good: instead of data_root and category, a Category, of which the training images are taken, or a folder,
+    of which `open_folders` makes one with the seed. Raises DataError, and ValueError for neither or both."""
+    if (good is None) == (not data_root and not category):
+        raise ValueError("give either data_root and category, or good")
+    if good is None:
+        paths, where, roots = open_train(data_root, category), f"{data_root}/{category}/train/good", data_root
+        told = vanishing_defects(data_root, category, config.image_size)
+    else:
+        found = good if isinstance(good, Category) else open_folders(good, seed=config.seed)
+        paths, category, roots = found.train, found.name, dict(found.places) or found.root
+        where, masks = f"the training set of {category}", [t.mask for t in found.test if t.mask is not None]
+        told = vanishing(masks, config.image_size, found.mask_rule)
     if len(paths) < 2:
-        raise DataError(f"{data_root}/{category}/train/good has one image, two are needed: add good images")
+        raise DataError(f"{where} has one image, two are needed: add good images")
     held = max(1, round(config.holdout * len(paths)))
     if config.plus is not None and len(paths) - held < 3:
         raise DataError(
-            f"{data_root}/{category}/train/good has {len(paths)} images, {held} of them held out; DMDD+ "
-            "needs three to train on: add good images, lower holdout, or set plus=None"
+            f"{where} has {len(paths)} images, {held} of them held out; DMDD+ needs three to train on: add "
+            "good images, lower holdout, or set plus=None"
         )
     order, chosen = draw_files(config, len(paths), texture_root)
-    for text in vanishing_defects(data_root, category, config.image_size):
+    for text in told:
         warnings.warn(text, DataWarning, stacklevel=3)
     depth = bit_depth(paths)
     images = load_images(paths, config.image_size, "reading images" if progress else None, depth)
@@ -65,7 +78,7 @@ def load_training_data(
         images[out].to(device),
         None if foreground is None else foreground[kept].to(device),
         textures.to(device),
-        {"images": hash_files(paths, data_root), "textures": hash_files(chosen, texture_root)},
+        {"images": hash_files(paths, roots), "textures": hash_files(chosen, texture_root)},
         depth,
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..data.layout import Category
+from ..data.category import Category
 from ..detector import Detector
 from ..evaluation import Evaluation
 from .model import Explorer

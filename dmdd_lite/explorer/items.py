@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..data.category import Category
 from ..data.files import FORMATS, READABLE
 from ..data.folders import open_folder
 from ..data.images import read_image
-from ..data.layout import Category, open_category
+from ..data.layout import open_category
 from ..data.problems import DataError
 from ..evaluation import Evaluation
 
@@ -24,7 +25,7 @@ class Item:
     name: str
     source: Path | bytes
     defect: str | None = None
-    mask: Path | None = None
+    mask: Path | tuple[Path, ...] | None = None
     mask_rule: str = "auto"
 
 

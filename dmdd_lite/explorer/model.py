@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from ..data.category import GOOD, Category
 from ..data.images import read_image
-from ..data.layout import GOOD, Category
 from ..data.masks import read_mask
 from ..detector import Detector, decisive_map, map_names
 from ..evaluation import Evaluation

@@ -14,6 +14,7 @@ from ..config import MVTEC_CATEGORIES, Config, published_iterations
 from ..data.fingerprints import Fingerprint, changes, digest, hash_category, hash_files
 from ..data.folders import open_folder
 from ..data.layout import open_category
+from ..data.layouts import LAYOUTS
 from ..data.masks import RULES
 from ..data.problems import DataError
 from ..data.samples import samples_root
@@ -28,7 +29,7 @@ DESCRIPTION = """The whole table: every category and seed by notebook 05, on thi
 or on a Dask cluster; the same command resumes after any interruption and repeats nothing finished."""
 PATHS = ("data_root", "texture_root", "teacher_weights", "results_dir")
 #: parameters with options, as are those below
-OWN = (*PATHS, "teacher", "image_size", "batch_size", "mask_rule", "full_size", "device")
+OWN = (*PATHS, "teacher", "image_size", "batch_size", "mask_rule", "layout", "full_size", "device")
 OWN_OF_RUN = ("category", "seed", "iterations", "settings")
 
 
@@ -36,7 +37,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dmdd_lite.reproduce", description=DESCRIPTION)
     add, whole = parser.add_argument, {"type": int, "metavar": "N"}
     text = {"default": "", "metavar": "FILE"}
-    add("data_root", metavar="DATA_ROOT", help="folder in the MVTec AD layout")
+    add("data_root", metavar="DATA_ROOT", help="folder that holds the category folders")
+    add("--layout", default="mvtec", choices=LAYOUTS, help="of the data set; default: %(default)s")
     add("--categories", nargs="+", default=MVTEC_CATEGORIES, metavar="NAME", help="default: MVTec AD's 15")
     add("--seeds", nargs="+", default=[0], **whole, help="default: 0")
     results = {"dest": "results_dir", "default": "results/mvtec", "metavar": "FOLDER"}
@@ -118,7 +120,7 @@ def problems_of(jobs: list[Job]) -> list[str]:
         return []
     one, config = jobs[0].parameters, jobs[0].config()
     checks = [
-        (open_category, one["data_root"], name, True, one["mask_rule"])
+        (open_category, one["data_root"], name, True, one["mask_rule"], one["layout"])
         for name in dict.fromkeys(job.parameters["category"] for job in jobs)
     ]
     checks += [(open_folder, one["texture_root"])] if one["texture_root"] else []
@@ -157,7 +159,8 @@ def _present(job: Job, categories: dict, teachers: dict) -> Fingerprint:
     config, textures = job.config(), job.parameters["texture_root"]
     place = (job.parameters["data_root"] or samples_root(), job.parameters["category"])
     if place not in categories:
-        categories[place] = hash_category(open_category(*place, check_files=False))
+        found = open_category(*place, check_files=False, layout=job.parameters["layout"])
+        categories[place] = hash_category(found)
     found = dict(categories[place])
     _, drawn = draw_files(config, len(found["images"]), textures)
     found["textures"] = digest(hash_files(drawn, textures))

@@ -71,12 +71,16 @@ def means_table(results: pd.DataFrame) -> pd.DataFrame:
     rows = {"**DMDD, ours**": [*ours, f"{PROTOCOL} ({covers})"]}
     if (plus := results[results["map"] == "plus"]).size:
         found = 100 * plus.groupby("category")[list(PUBLISHED)].mean().mean()
-        rows["**DMDD+, ours**"] = [*(f"{found[metric]:.2f}" for metric in PUBLISHED), "as above"]
+        rows["**DMDD+, ours**"] = [*(_percent(found[metric]) for metric in PUBLISHED), "as above"]
     means = load_reference().query("category == 'mean'").set_index("method")
     for method, numbers in means.iterrows():
-        cells = ["-" if pd.isna(numbers[metric]) else f"{numbers[metric]:.2f}" for metric in PUBLISHED]
+        cells = [_percent(numbers[metric]) for metric in PUBLISHED]
         rows[method] = [*cells, numbers["protocol"]]
     return pd.DataFrame.from_dict(rows, "index", columns=[*PUBLISHED.values(), "protocol"])
+
+
+def _percent(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.2f}"
 
 
 def report(results_dir: str | Path, results: pd.DataFrame) -> str:

@@ -100,7 +100,8 @@ def finished(job: Job) -> dict | None:
         _ = values["metrics"]["fused"], values["seconds"], digests(values.get("files", {}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{job.result} is not a result file ({error!r}); move it away") from error
-    pairs = [(name, values.get(name), job.parameters[name]) for name in ("mask_rule", "full_size")]
+    told, names = {"layout": "mvtec"} | values, ("mask_rule", "layout", "full_size")
+    pairs = [(name, told.get(name), job.parameters[name]) for name in names]
     changed += [f"{name}: {before!r} -> {now!r}" for name, before, now in pairs if before != now]
     if changed:
         told = f"{job.result} was made with other settings ({'; '.join(changed)})"
