@@ -63,7 +63,8 @@ def work(options: argparse.Namespace):
     config = Config.from_dict(settings(options.set))
     places = (options.good, options.bad, options.masks, options.test_good)
     images = open_folders(*places, mask_rule=options.mask_rule, seed=config.seed, name=options.name)
-    trained = train(config, "", "", options.textures, options.out, options.device, good=images)
+    given = {"texture_root": options.textures, "output_dir": options.out, "device": options.device}
+    trained = train(config, good=images, **given)
     print(f"detector: {options.out / 'detector'}")
     if options.bad or options.test_good:
         found = evaluate(trained.detector, images)

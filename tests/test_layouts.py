@@ -25,7 +25,7 @@ TREES = {  # files below the category, "=" tells which mask; others are images
     "visa": "Data/Images/Normal/0 Data/Images/Normal/1 Data/Images/Normal/2 Data/Images/Anomaly/0 "
     "Data/Masks/Anomaly/0=m",
     "ksdd2": "train/0 train/0_GT=0 train/1 train/1_GT=0 train/2 train/2_GT=m test/3 test/3_GT=0 test/4 "
-    "test/4_GT=m",
+    "test/4_GT=m train/1_(copy) train/1_GT_(copy)=0",
     "realiad": "OK/S1/a OK/S1/b OK/S2/a NG/hole/S3/a NG/hole/S3/a_mask=m",
 }
 VISA = """object,split,label,image,mask
@@ -46,7 +46,7 @@ def imitate(root, layout, old="", new=""):
     """The category nut; in a list `old` is replaced by `new`."""
     rng = np.random.default_rng(0)
     for name in TREES[layout].split():
-        name, _, mask = name.partition("=")
+        name, _, mask = name.replace("_(", " (").partition("=")
         image = MASKS[mask] if mask else rng.integers(0, 256, (16, 16, 3), np.uint8)
         save_image(root / "nut" / f"{name}.png", image)
     if layout in LISTS:

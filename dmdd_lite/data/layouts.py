@@ -125,7 +125,9 @@ def _ksdd2(root: Path, name: str, problems: list[str], told: list[str]) -> Found
     kinds: dict[str, list[TestImage]] = {"train": [], "test": []}
     for split, found in kinds.items():
         images, others = find_images(folder / split, folder) if os.path.isdir(folder / split) else ([], [])
-        told += ignored(others, folder)
+        copies = [path for path in images if path.stem.endswith(" (copy)")]  # two are in the archive
+        told += ignored(sorted(others + copies), folder)
+        images = [path for path in images if path not in copies]
         truth = {path.stem: path for path in images if path.stem.endswith("_GT")}
         images = [path for path in images if path.stem not in truth]
         lacking = [path for path in images if f"{path.stem}_GT" not in truth]
