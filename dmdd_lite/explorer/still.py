@@ -20,7 +20,7 @@ def static_figure(
 ) -> Figure:
     """What the controls show, as a figure: the image with the ground truth, the blended picture, the map."""
     name = name or explorer.decisive
-    threshold = explorer.threshold(name, scale) if threshold is None else threshold
+    threshold = explorer.pixel_threshold(name, scale) if threshold is None else threshold
     seen, reading = explorer.see(index), explorer.read(index, threshold, name, scale)
     height, width = seen.picture.shape[:2]
     columns = {
