@@ -294,11 +294,17 @@ def test_a_broken_upload_is_one_line(view, explorer, content):
 
 
 def test_controls_and_a_picture_in_one_output_but_in_colab(view, monkeypatch):
-    bundle, _ = view._repr_mimebundle_()
+    from IPython.core.formatters import IPythonDisplayFormatter
+
+    bundle = view._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == view.widget.model_id
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 800
+    formatter, shown = IPythonDisplayFormatter(), []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    assert not formatter(view)
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    assert "image/png" not in view._repr_mimebundle_()[0]
+    assert formatter(view)
+    assert shown == [view.widget]
 
 
 @pytest.mark.parametrize("missing", ["", "kernel", "anywidget", "IPython"])
@@ -312,7 +318,9 @@ def test_controls_in_a_kernel_and_a_figure_elsewhere(detector, category, monkeyp
     shown = widgets.explore(detector, category, start=4, progress=False)
     assert ("pip install 'dmdd-lite[notebooks]'" in capsys.readouterr().out) == (missing == "anywidget")
     if missing:
-        assert "recall" in " ".join(text.get_text() for text in shown.texts)
+        told = " ".join(text.get_text() for text in shown.texts)
+        assert "recall" in told
+        assert "still picture" in told
     else:
         assert shown.image.value == 4
     if missing == "anywidget":

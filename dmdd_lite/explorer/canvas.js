@@ -146,9 +146,9 @@ function render({ model, el }) {
 
   function drawPanel({ map, canvas, heat, lines }) {
     const sharp = globalThis.devicePixelRatio || 1, [rows, columns] = get("shape"), [w, h] = get("size");
-    canvas.width = Math.round(canvas.clientWidth * sharp); // which clears it
-    canvas.height = Math.round(canvas.clientHeight * sharp);
-    const context = canvas.getContext("2d"), [across, down] = [canvas.width, canvas.height];
+    if (!canvas.clientWidth) return; // hidden for a moment
+    const [across, down] = [canvas.clientWidth, canvas.clientHeight].map((side) => Math.round(side * sharp));
+    const context = Object.assign(canvas, { width: across, height: down }).getContext("2d"); // which clears it
     const width = across * centre.zoom, height = down * centre.zoom;
     const left = across / 2 - centre.x * width, top = down / 2 - centre.y * height;
     if (picture) context.drawImage(picture, left, top, width, height);

@@ -42,17 +42,25 @@ class ExplorerView:
             button.on_click(lambda _, i=i: setattr(self.image, "value", self._near[i]))
         self._on_image()
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        """The live controls, and a picture for where there are none. Colab is given the controls alone: it
-        always has a front end, and which of the two it prefers is not documented; the metadata tell it where
-        to find a canvas."""
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        """The live controls, and a picture for where there are none."""
+        written = io.BytesIO()
+        self.figure().savefig(written, format="png", dpi=100, facecolor="white")
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        bundle = {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}
+        return {
+            "text/plain": repr(self),
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": base64.b64encode(written.getvalue()).decode(),
+        }
+
+    def _ipython_display_(self) -> None:
+        """In Colab, which always has a front end, the controls alone; displayed, not returned: only so does it
+        find the canvas, which is no widget of its own."""
         if "google.colab" not in sys.modules:
-            written = io.BytesIO()
-            self.figure().savefig(written, format="png", dpi=100, facecolor="white")
-            bundle["image/png"] = base64.b64encode(written.getvalue()).decode()
-        return bundle, self.canvas._repr_mimebundle_()[1]
+            raise NotImplementedError  # IPython then takes the other
+        from IPython.display import display
+
+        display(self.widget)
 
     def __repr__(self) -> str:
         return f"explorer of {len(self.explorer.items)} images, {self._item.name} shown"
@@ -195,9 +203,8 @@ class ExplorerView:
         seen, values = self.explorer.see(self.image.value), self.explorer.anomaly_map(*self._shown)
         where = np.unravel_index(values.argmax(), values.shape)[::-1]
         sides = zip(where, seen.size, values.shape[::-1], strict=True)
-        lines = {"above_the_threshold": pictures.DECISION, "chosen_pixel": pictures.PICKED}
-        if seen.truth is not None:
-            lines = {"ground_truth": pictures.TRUTH, **lines}
+        lines = {} if seen.truth is None else {"ground_truth": pictures.TRUTH}
+        lines |= {"above_the_threshold": pictures.DECISION, "chosen_pixel": pictures.PICKED}
         self.legend.value = legend(**lines)
         with self.canvas.hold_sync():  # all in one message
             with self._quietly():
