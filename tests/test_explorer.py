@@ -237,6 +237,8 @@ def test_what_is_chosen_in_the_pictures(view):
     assert view.map.value == "fused"
     view.canvas.pixel = [7, 70]
     assert "Pixel (7, 70)" in view.table.value
+    view.canvas.pixel = [7, 90]  # clicked when a larger image was still there
+    assert "Pixel (7, 79)" in view.table.value
     before, sent = view.canvas.threshold, view.canvas.maps
     view.canvas.threshold = before + 0.1
     view.image.value = 1

@@ -54,8 +54,8 @@ class ExplorerView:
         }
 
     def _ipython_display_(self) -> None:
-        """In Colab, which always has a front end, the controls alone; displayed, not returned: only so does it
-        find the canvas, which is no widget of its own."""
+        """In Colab, which always has a front end, the controls alone; displayed, not returned: only so are
+        widgets found that are not its own, as the canvas."""
         if "google.colab" not in sys.modules:
             raise NotImplementedError  # IPython then takes the other
         from IPython.display import display
@@ -235,7 +235,7 @@ class ExplorerView:
 
     def _on_pixel(self, change=None) -> None:
         if not self._busy:
-            x, y = self.canvas.pixel
+            x, y = map(min, self.canvas.pixel, (side - 1 for side in self.canvas.size))  # of a larger image?
             self.table.value = distance_table(self.explorer.distances(self.image.value, x, y), x, y)
 
     def _on_upload(self, change=None) -> None:
