@@ -1,10 +1,13 @@
-"""The explorer in a real browser: JupyterLab in headless Chromium runs a cell and moves its slider."""
+"""The explorer in a real browser: JupyterLab in headless Chromium runs a cell, whose pictures are clicked and
+dragged."""
 
+import base64
 import os
 import re
 import secrets
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -12,7 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from builders import save_image
+
+import dmdd_lite.explorer
 
 driver = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install playwright)")
 
@@ -24,8 +31,9 @@ sys.path.insert(0, {tests!r})
 import numpy as np
 from builders import tiny_detector
 from dmdd_lite.explorer import explore
-detector = tiny_detector()
-detector.thresholds["plus"] = float(np.median(detector.predict({image!r}).map))  # crosses the map: an outline
+detector = tiny_detector(image_size=256)
+middle = float(np.median(detector.predict({image!r}).map))
+detector.pixel_thresholds["plus"] = middle  # crosses the map: an outline
 explore(detector, {folder!r}, start=0, progress=False)
 """
 # JupyterLab's own commands: what is clicked before its kernel is there opens a dialog that asks for one
@@ -38,6 +46,71 @@ RUN = """async path => {
   await panel.sessionContext.ready
   await commands.execute('notebook:run-all-cells')
 }"""
+PICTURE = "canvas => canvas.toDataURL()"
+LATENCY = """slider => {
+  window.late = []  // the explorer's own listener came first
+  slider.addEventListener('input', event => window.late.push(performance.now() - event.timeStamp))
+}"""
+SCRIPT = Path(dmdd_lite.explorer.__file__).parent / "canvas.js"
+MODULE = "const module = await import('data:text/javascript,' + encodeURIComponent(source))\n"
+# the widget before a model that is told its traits in some order, a frame each, and drawn twice
+RENDER = (
+    """async ([source, names, initial]) => {"""
+    + MODULE
+    + """
+  const later = {
+    image: await (await fetch(initial.image)).arrayBuffer().then(data => new DataView(data)),
+    size: [64, 48], shape: [16, 16], names: ['a', 'b'], chosen: 'b', threshold: 0.25, pixel: [50, 10],
+    truth: new DataView(new Uint8Array(256).fill(1, 100, 130).buffer),
+    maps: {}, opacity: 0.5, show_truth: true,
+  }
+  for (const name of ['a', 'b']) {
+    const values = Uint16Array.from({length: 256}, (_, i) => 4000 * (i % 16))
+    later.maps[name] = {values: new DataView(values.buffer), low: 0, high: 1, title: name, start: 0.5}
+  }
+  const empty = new DataView(new ArrayBuffer(0)), listeners = {}
+  const state = {
+    image: empty, size: [1, 1], shape: [1, 1], names: [], chosen: '', threshold: 0, pixel: [0, 0],
+    truth: empty, maps: {}, opacity: 1, show_truth: false,
+    palette: new DataView(Uint8Array.from({length: 768}, (_, i) => i / 3).buffer),
+    colours: {truth: 'cyan', decision: 'white', picked: 'lime'},
+  }
+  const model = {
+    get: name => state[name],
+    set: (name, value) => { state[name] = value; listeners[`change:${name}`]?.forEach(call => call()) },
+    save_changes: () => {},
+    on: (event, call) => (listeners[event] ??= new Set()).add(call),
+    off: (event, call) => listeners[event].delete(call),
+  }
+  const frames = () => new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))
+  const el = document.body.appendChild(document.createElement('div'))
+  el.style.width = '400px'
+  const close = module.default.render({model, el})
+  for (const name of names) { model.set(name, later[name]); await frames() }
+  await new Promise(go => setTimeout(go, 100))  // the image is decoded
+  await frames()
+  const seen = view => [...view.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).concat(
+    view.querySelector('.dmdd-values').innerText, view.querySelector('output').innerText)
+  const first = seen(el), again = document.body.appendChild(el.cloneNode(false))
+  close()
+  const open = Object.values(listeners).reduce((sum, calls) => sum + calls.size, 0)
+  el.remove()
+  module.default.render({model, el: again})
+  await new Promise(go => setTimeout(go, 100))
+  const second = seen(again)
+  again.remove()
+  return [first, second, open]
+}"""
+)
+CONTOUR = (
+    """async ([source, raw, shape, level]) => {"""
+    + MODULE
+    + """
+  const bytes = Uint8Array.from([0, ...raw])  // at an odd offset of its buffer
+  const values = module.decode(new DataView(bytes.buffer, 1))
+  return [[...values], module.contour(values, shape, level)]
+}"""
+)
 DARK = "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
 pytestmark = [
     pytest.mark.slow,
@@ -108,7 +181,7 @@ def run_all(page, notebook: str):
     explorer.or_(error).first.wait_for(state="attached")
     if error.count():
         pytest.fail(error.first.inner_text())
-    explorer.locator(".dmdd-threshold .noUi-handle").wait_for()
+    explorer.locator(".dmdd-panels figure").nth(5).wait_for()
     return explorer
 
 
@@ -116,6 +189,53 @@ def brightness(element) -> float:
     """Of its text, 0 to 255."""
     colour = element.evaluate("e => getComputedStyle(e).color")
     return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def test_outlines_are_the_border_of_what_lies_above(page):
+    """Pieces that close around regions whose area is theirs, of 8-connected pixels."""
+    y, x = np.mgrid[:40, :60]
+    values = np.uint16(np.clip(900 * (15 - np.hypot(x - 30, y - 20)) + 20000, 0, 65535))
+    values[2:4, 2:4] = np.eye(2) * 40000  # two pixels that touch at a corner: one region
+    raw = values.astype("<u2").tobytes()
+    read, pieces = page.evaluate(CONTOUR, [SCRIPT.read_text("utf-8"), list(raw), [40, 60], 20000.5])
+    assert read == values.ravel().tolist()
+    ends = np.array(pieces).reshape(-1, 2, 2)
+    counts = np.unique(ends.reshape(-1, 2).round(6), axis=0, return_counts=True)[1]
+    assert (counts == 2).all(), "every line goes on"
+    disc = ends[ends[:, 0, 0] > 10] - (30.5, 20.5)
+    area = np.abs(disc[:, 0, 0] * disc[:, 1, 1] - disc[:, 0, 1] * disc[:, 1, 0]).sum() / 2
+    assert area == pytest.approx(np.pi * 15**2, rel=0.01)
+    between = ends[(np.abs(ends - 3) < 0.6).all(axis=(1, 2))].mean(axis=1) - 3
+    assert len(between) == 2
+    assert (between.prod(axis=1) < 0).all(), "cut where the two touch"
+
+
+def test_the_order_of_messages_makes_no_difference(page, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    data = base64.b64encode(save_image(tmp_path / "a.png", image).read_bytes()).decode()
+    names = ["image", "size", "shape", "names", "maps", "chosen", "threshold", "pixel", "truth", "opacity"]
+    names.append("show_truth")
+    told = [SCRIPT.read_text("utf-8"), names, {"image": f"data:image/png;base64,{data}"}]
+    expected, again, open_ = page.evaluate(RENDER, told)
+    assert len(expected) == 5
+    assert open_ == 0
+    assert again == expected
+    assert expected[-2:] == ["Pixel (50, 10) · a 0.732 · b 0.732", "0.250 · 68.75 % of the image above"]
+    for seed in range(4):
+        told[1] = np.random.default_rng(seed).permutation(names).tolist()
+        assert page.evaluate(RENDER, told)[0] == expected, told[1]
+
+
+def drag(page, slider) -> float:
+    """Move the slider's handle to and fro while it is held; returns the milliseconds from a movement of the
+    mouse to the outline drawn, the median."""
+    slider.evaluate(LATENCY)
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for k in range(24):
+        page.mouse.move(box["x"] + box["width"] * (0.25 + 0.02 * k), box["y"] + box["height"] / 2)
+    return statistics.median(page.evaluate("() => window.late"))
 
 
 def test_explorer_in_jupyterlab(root, tmp_path, address, page):
@@ -127,14 +247,65 @@ def test_explorer_in_jupyterlab(root, tmp_path, address, page):
     beside = page.locator(".jp-OutputArea", has=explorer).locator(".jp-RenderedImage")
     assert beside.count() == 0, "the static twin is shown beside the controls"
     assert explorer.get_by_text("javascript error").count() == 0
-    picture, reading = explorer.locator("img.dmdd-picture"), explorer.locator(".dmdd-reading")
-    before, told = picture.get_attribute("src"), reading.inner_text()
+    panels = explorer.locator(".dmdd-panels figure")
+    assert panels.count() == 6
+    outlined = explorer.locator("figure[data-map=plus] canvas")
+    other = explorer.locator("figure[data-map=normality] canvas")
+    reading, distances = explorer.locator(".dmdd-reading"), explorer.locator(".dmdd-distances")
+    hovered, slider = explorer.locator(".dmdd-values"), explorer.locator("input[type=range]")
 
-    explorer.locator(".dmdd-threshold .noUi-handle").focus()
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
-    page.wait_for_function("([e, text]) => e.innerText !== text", arg=[reading.element_handle(), told])
-    page.wait_for_function("([e, src]) => e.src !== src", arg=[picture.element_handle(), before])
+    def changed(element, text: str):
+        page.wait_for_function("([e, text]) => e.innerText !== text", arg=[element.element_handle(), text])
+
+    def drawn_anew(canvas, picture: str):
+        page.wait_for_function("([e, p]) => e.toDataURL() !== p", arg=[canvas.element_handle(), picture])
+
+    # a click, the arrow keys and the mouse above a panel tell of a pixel, in all panels
+    told, picture = distances.inner_text(), other.evaluate(PICTURE)
+    width, height = (outlined.bounding_box()[side] for side in ("width", "height"))
+    outlined.click(position={"x": 0.1 * width, "y": 0.9 * height})
+    changed(distances, told)
+    drawn_anew(other, picture)
+    told = distances.inner_text()
+    page.keyboard.press("ArrowRight")
+    changed(distances, told)
+    told = hovered.inner_text()
+    outlined.hover(position={"x": 0.6 * width, "y": 0.3 * height})
+    changed(hovered, told)
+    page.screenshot(path=tmp_path / "hovered.png")
+
+    # the outline moves while the threshold is dragged, the kernel hears of it at the end
+    told, picture = reading.inner_text(), outlined.evaluate(PICTURE)
+    decision = reading.locator(".dmdd-verdict").inner_text()
+    late = drag(page, slider)
+    assert outlined.evaluate(PICTURE) != picture
+    assert reading.inner_text() == told
+    assert late < 50, f"{late:.1f} ms"
+    page.mouse.up()
+    changed(reading, told)
+    assert reading.locator(".dmdd-verdict").inner_text() == decision
+    moved, told = outlined.evaluate(PICTURE), reading.inner_text()
+    explorer.get_by_role("button", name="Reset").click()
+    changed(reading, told)
+    drawn_anew(outlined, moved)
+
+    # the wheel zooms into all panels, a drag moves them, which chooses no pixel
+    told = distances.inner_text()
+    for gesture in ("zoom", "pan", "whole"):
+        picture = other.evaluate(PICTURE)
+        if gesture == "zoom":
+            outlined.hover(position={"x": 0.5 * width, "y": 0.5 * height})
+            page.mouse.wheel(0, -700)
+        elif gesture == "pan":
+            page.mouse.down()
+            outlined.hover(position={"x": 0.8 * width, "y": 0.8 * height})
+            page.mouse.up()
+            page.screenshot(path=tmp_path / "zoomed.png")
+        else:
+            outlined.dblclick()
+        drawn_anew(other, picture)
+        if gesture == "pan":
+            assert distances.inner_text() == told
 
     (tmp_path / "broken.png").write_text("no image")
     with page.expect_file_chooser() as chooser:
@@ -145,4 +316,6 @@ def test_explorer_in_jupyterlab(root, tmp_path, address, page):
     light = brightness(reading)
     page.evaluate(DARK)
     page.locator("body[data-jp-theme-light='false']").wait_for(state="attached")
-    assert light < 128 < brightness(reading), "the text does not follow the theme"
+    assert outlined.evaluate("canvas => canvas.width") > 100, "the pictures are gone"
+    for element in (reading, hovered):
+        assert light < 128 < brightness(element), "the text does not follow the theme"

@@ -95,7 +95,7 @@ def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
     ({"plus": None}, ("fused", "normality", "abnormality", "sum")),
 ])  # fmt: skip
 def test_models_that_lack_a_kind_of_map(category, changes, names):
-    pytest.importorskip("ipywidgets")
+    pytest.importorskip("anywidget")
     explorer = Explorer(tiny_detector(**changes), category, progress=False)
     assert explorer.names == names
     for distance in explorer.distances(2, 40, 70):
@@ -106,6 +106,7 @@ def test_models_that_lack_a_kind_of_map(category, changes, names):
     for _, name in view.map.options:
         view.map.value = name
         assert isinstance(view.figure(), Figure)
+        assert set(view.canvas.names) == {*names} - {"sum"} | {name}
 
 
 def test_precision_and_recall_by_counting(shared):
@@ -118,6 +119,30 @@ def test_precision_and_recall_by_counting(shared):
         assert reading.recall == (hits / truth.sum() if truth.any() else None)
     none = shared.read(0, 1e9, "sum")
     assert (none.regions, none.precision) == (0, None)
+
+
+def test_images_are_decided_by_their_threshold_and_outlines_start_at_that_of_pixels(detector, category):
+    thresholds = {"plus": 0.5}, {"plus": 0.1, "fused": 0.2}
+    explorer = Explorer(Detector(detector.model, detector.plus, Facts(*thresholds)), category, progress=False)
+    assert (explorer.threshold(), explorer.pixel_threshold(), explorer.pixel_threshold("fused")) == (
+        0.5,
+        0.1,
+        0.2,
+    )
+    for score in (0.49, 0.51):
+        explorer.scores()[4] = score
+        for threshold in (0.1, 0.9):
+            reading = explorer.read(4, threshold)
+            assert (reading.is_anomalous, reading.pixel_threshold) == (score > 0.5, threshold)
+
+
+def test_a_scales_pixel_threshold_is_the_quantile_of_good_pixels(shared):
+    """Nearly: of every fourth pixel of smooth maps."""
+    for name in ("normality", "position"):
+        pixels = np.stack([shared.anomaly_map(i, name, 2) for i in range(6) if not shared.is_bad(i)])
+        expected, spread = np.quantile(pixels, 0.999), float(np.ptp(pixels))
+        assert shared.pixel_threshold(name, 2) == pytest.approx(expected, abs=0.05 * spread)
+        assert shared.pixel_threshold(name, 2) < shared.threshold(name, 2)
 
 
 def test_distances_are_the_cells_of_the_detectors_output(shared, detector, category):
@@ -161,24 +186,64 @@ def test_no_images_and_no_source(detector, tmp_path):
 
 @pytest.fixture
 def view(explorer):
-    pytest.importorskip("ipywidgets")
+    pytest.importorskip("anywidget")
     return widgets.ExplorerView(explorer, 4)
 
 
-def test_reading_follows_the_threshold_which_starts_at_the_detectors(view, explorer, detector):
-    assert view.threshold.value == detector.threshold
-    steps = (view.threshold.value - view.threshold.min) / view.threshold.step
-    assert steps == pytest.approx(round(steps), abs=1e-6), "the browser would round it"
+def drawn(canvas, name: str) -> np.ndarray:
+    """A map as the browser knows it."""
+    entry = canvas.maps[name]
+    raw = np.frombuffer(entry["values"], "<u2").reshape(canvas.shape)
+    return entry["low"] + raw / 65535 * (entry["high"] - entry["low"])
+
+
+def test_the_browser_is_sent_the_image_and_its_maps(view, explorer):
+    canvas, seen = view.canvas, explorer.see(4)
+    assert canvas.names == ["normality", "abnormality", "position", "fused", "plus"]
+    for name in canvas.names:
+        np.testing.assert_allclose(drawn(canvas, name), seen.maps[name, 0], atol=1e-4)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(canvas.image))), seen.picture)
+    assert np.array_equal(np.frombuffer(canvas.truth, bool).reshape(canvas.shape), seen.truth)
+    assert (canvas.size, canvas.chosen) == ([80, 80], "plus")
+    view.scale.value = 3
+    assert canvas.maps["normality"]["title"] == "Normality, stride 16"
+    np.testing.assert_allclose(drawn(canvas, "normality"), seen.maps["normality", 3], atol=1e-4)
+    np.testing.assert_allclose(drawn(canvas, "fused"), seen.maps["fused", 0], atol=1e-4)
+
+
+def test_the_outline_starts_at_the_pixel_threshold_and_the_decision_stays(view, explorer, detector):
+    image = explorer.detector.thresholds["plus"]
+    explorer.detector = Detector(
+        detector.model, detector.plus, Facts({"plus": image}, {"plus": 0.25, "sum": 0.4})
+    )
+    view.map.value = "sum"
+    view.map.value = "plus"
+    assert view.canvas.threshold == view.canvas.maps["plus"]["start"] == 0.25
     shown = explorer.see(4)
     maps = {**shown.maps, ("plus", 0): np.eye(64, dtype=np.float32) * 0.5}
     explorer._seen[4] = shown._replace(maps=maps, truth=np.ones((64, 64), bool))
-    view.threshold.value = 0.3
-    assert "1, 1.56 % of the image" in view.reading.value
-    assert "100.0 %" in view.reading.value
-    view.threshold.value = 0.6
-    assert "0, 0.00 % of the image" in view.reading.value
-    view.reset.click()
-    assert view.threshold.value == detector.threshold
+    verdict = "anomalous" if explorer.scores()[4] > image else "good"
+    for threshold, found in ((0.3, "1, 1.56 % of the image"), (0.6, "0, 0.00 % of the image")):
+        view.canvas.threshold = threshold
+        assert found in view.reading.value
+        assert f">{verdict}</span>" in view.reading.value
+    view.map.value = "sum"
+    low, high = explorer.limits("sum")
+    assert view.canvas.threshold == min(max(0.4, low), high)
+
+
+def test_what_is_chosen_in_the_pictures(view):
+    view.canvas.chosen = "fused"
+    assert view.map.value == "fused"
+    view.canvas.pixel = [7, 70]
+    assert "Pixel (7, 70)" in view.table.value
+    view.canvas.pixel = [7, 90]  # clicked when a larger image was still there
+    assert "Pixel (7, 79)" in view.table.value
+    before, sent = view.canvas.threshold, view.canvas.maps
+    view.canvas.threshold = before + 0.1
+    view.image.value = 1
+    assert view.canvas.threshold == before + 0.1, "a threshold is kept from image to image"
+    assert view.canvas.maps != sent
 
 
 def test_images_by_score_arrows_and_neighbours(view, explorer):
@@ -212,7 +277,7 @@ def test_an_upload_is_shown_without_ground_truth(view, explorer, detector):
     assert explorer.scores()[-1] == pytest.approx(detector.predict(image).score, abs=1e-5)
     assert view.reading.value.count("no ground truth") == 2
     assert "&lt;new&gt;.png added" in view.message.value
-    assert (view.x.max, view.y.max) == (49, 29)
+    assert (view.canvas.size, view.canvas.truth) == ([50, 30], b"")
     view.map.value = "sum"
     view.scale.value = 1
     assert len(explorer.scores("sum", 1)) == len(explorer.items)
@@ -220,33 +285,46 @@ def test_an_upload_is_shown_without_ground_truth(view, explorer, detector):
 
 @pytest.mark.parametrize("content", [b"no image", png(np.zeros((64, 64, 3), np.uint8))[:60], b""])
 def test_a_broken_upload_is_one_line(view, explorer, content):
-    before = view.picture.value
+    before = view.canvas.image
     upload(view, "part.png", content)
     assert "part.png: not a readable PNG" in view.message.value
     assert len(explorer.items) == explorer.count
-    assert (view.picture.value, view.upload.value) == (before, ())
+    assert (view.canvas.image, view.upload.value) == (before, ())
 
 
 # ---- with and without a front end -----------------------------------------------------------------------
 
 
 def test_controls_and_a_picture_in_one_output_but_in_colab(view, monkeypatch):
+    from IPython.core.formatters import IPythonDisplayFormatter
+
     bundle = view._repr_mimebundle_()
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == view.widget.model_id
     assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 800
+    formatter, shown = IPythonDisplayFormatter(), []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    assert not formatter(view)
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    assert "image/png" not in view._repr_mimebundle_()
+    assert formatter(view)
+    assert shown == [view.widget]
 
 
-@pytest.mark.parametrize("missing", ["", "kernel", "ipywidgets", "IPython"])
+@pytest.mark.parametrize("missing", ["", "kernel", "anywidget", "IPython"])
 def test_controls_in_a_kernel_and_a_figure_elsewhere(detector, category, monkeypatch, capsys, missing):
     if missing != "kernel":
         monkeypatch.setattr("IPython.get_ipython", lambda: type("Shell", (), {"kernel": True}))
-    if missing in ("ipywidgets", "IPython"):
+    if missing in ("anywidget", "IPython"):
         monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.delitem(sys.modules, "dmdd_lite.explorer.canvas", raising=False)
+        monkeypatch.delattr("dmdd_lite.explorer.canvas", raising=False)
     shown = widgets.explore(detector, category, start=4, progress=False)
-    assert ("pip install ipywidgets" in capsys.readouterr().out) == (missing == "ipywidgets")
+    assert ("pip install 'dmdd-lite[notebooks]'" in capsys.readouterr().out) == (missing == "anywidget")
     if missing:
-        assert "recall" in " ".join(text.get_text() for text in shown.texts)
+        told = " ".join(text.get_text() for text in shown.texts)
+        assert "recall" in told
+        assert "still picture" in told
     else:
         assert shown.image.value == 4
+    if missing == "anywidget":
+        with pytest.raises(ImportError, match=r"need anywidget: pip install 'dmdd-lite\[notebooks\]'"):
+            widgets.ExplorerView(Explorer(detector, category, progress=False))

@@ -30,10 +30,11 @@ def test_everything_exported_is_there_and_where_it_is_defined():
         dmdd_lite.detect  # noqa: B018
 
 
-def test_light_modules_need_no_pytorch_and_the_explorer_no_ipywidgets():
+def test_light_modules_need_no_pytorch_and_the_explorer_no_widgets():
     light = "import sys, dmdd_lite, dmdd_lite.config, dmdd_lite.metrics, dmdd_lite.data.samples"
     python(f"{light}; assert 'torch' not in sys.modules")
-    python("import sys; sys.modules['ipywidgets'] = None; import dmdd_lite.explorer")
+    none = "import sys; sys.modules['ipywidgets'] = sys.modules['anywidget'] = None"
+    python(f"{none}; import dmdd_lite.explorer")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("setuptools"), reason="needs setuptools")
@@ -56,7 +57,8 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_p
     assert notebook.is_relative_to(installed)
     assert notebook.read_bytes() == (CHECKOUT / "notebooks" / notebook.name).read_bytes()
     pictures = {path.relative_to(CHECKOUT) for path in (CHECKOUT / "dmdd_lite/data/samples").glob("*/*/*/*")}
-    assert pictures <= {path.relative_to(installed) for path in installed.rglob("*")}
+    script = Path("dmdd_lite/explorer/canvas.js")
+    assert {*pictures, script} <= {path.relative_to(installed) for path in installed.rglob("*")}
 
 
 METHOD = ("teacher", "student", "losses", "pairs", "msn", "model")

@@ -4,11 +4,12 @@
 
     explore(detector, "folder of images")  # or a Category, or an Evaluation
 
-Plain ipywidgets, of version 7 (Colab) or 8. Beside the live controls the output holds a static picture, which
-is what GitHub, nbconvert and a closed notebook show; without a notebook `explore` returns it as a figure.
+Maps of an image side by side, to click, hover, zoom and drag in, and plain ipywidgets, of version 7 (Colab)
+or 8. Beside the live controls the output holds a static picture, which is what GitHub, nbconvert and a closed
+notebook show; without a notebook `explore` returns it as a figure.
 
 `items` finds the images, `model` holds what is known of them, `readouts` and `pictures` describe and draw it,
-`view` has the controls, `still` a figure in their place.
+`view` has the controls, `canvas` the pictures in the browser, `still` a figure in their place.
 """
 
 from pathlib import Path
@@ -32,7 +33,7 @@ def explore(
     limit: int = 200,
     progress: bool = True,
 ) -> "ExplorerView | Figure":
-    """Controls to look at every image of `source` with; without a notebook kernel or ipywidgets, a figure.
+    """Controls to look at every image of `source` with; without a notebook kernel or anywidget, a figure.
 
     `start` is the first image's index, else the one that scores highest. Of a folder or category with more
     than `limit` images that many are taken, evenly spaced. Raises what `Explorer` does.
@@ -50,8 +51,8 @@ def _has_front_end() -> bool:
     if getattr(get_ipython(), "kernel", None) is None:
         return False
     try:
-        import ipywidgets  # noqa: F401
-    except ImportError:
-        print("A static figure: for the controls, pip install ipywidgets and restart the kernel.")
+        from . import canvas  # noqa: F401
+    except ImportError as error:
+        print(f"A static figure: {error} and restart the kernel.")
         return False
     return True

@@ -4,7 +4,7 @@
 and masks are those of the detector's input (S, S), as in `evaluate`; a picked pixel is the image's own.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from scipy import ndimage
 from ..data.category import GOOD, Category
 from ..data.images import read_image
 from ..data.masks import read_mask
-from ..detector import Detector, decisive_map, map_names
+from ..detector import PIXEL_QUANTILE, Detector, decisive_map, map_names
 from ..evaluation import Evaluation
 from ..model import ModelOutput, full_size_maps, image_scores
 from ..plus.fusion import PlusOutput, plus_maps
@@ -28,6 +28,7 @@ ALL_SCALES = 0
 WHOLE = ("fused", "plus")  # maps that exist at all scales together only
 CACHED, BATCH = 8, 8  # images whose maps are kept; images predicted at once
 SIDE = 512  # longest side of a shown picture
+STRIDE = 4  # of the pixels whose quantile is a scale's threshold; maps are smooth
 
 
 class Seen(NamedTuple):
@@ -45,11 +46,12 @@ class Seen(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a threshold makes of a map: share is the part of the image above it; precision and recall of the
-    pixels are None where there is no ground truth, or nothing to divide by."""
+    """An image's decision, and what a threshold of pixels makes of its map: share is the part of the image
+    above it; precision and recall are None where there is no ground truth, or nothing to divide by."""
 
     score: float
-    threshold: float
+    image_threshold: float
+    pixel_threshold: float
     regions: int
     share: float
     precision: float | None
@@ -57,7 +59,7 @@ class Reading(NamedTuple):
 
     @property
     def is_anomalous(self) -> bool:
-        return self.score > self.threshold
+        return self.score > self.image_threshold
 
 
 class Distance(NamedTuple):
@@ -99,6 +101,7 @@ class Explorer:
         self._seen: OrderedDict[int, Seen] = OrderedDict()
         self._thumbnails: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._rows: dict[tuple[str, int], np.ndarray] = {}  # lowest, highest, image score of every image
+        self._pixels: dict[tuple[str, int], np.ndarray] = {}  # some pixels of every image
         if whole:
             for name in self.names:
                 maps, scores = source.maps[name], source.scores[name]
@@ -139,11 +142,10 @@ class Explorer:
         own = {key: values[0].numpy() for key, values in maps.items()}
         scored = {key: float(values[0]) for key, values in scores.items()}
         own_size = original.shape[2], original.shape[1]
-        seen = Seen(np.asarray(pixels), own_size, own, scored, output, plus, truth)
-        self._seen[index] = seen
+        self._seen[index] = Seen(np.asarray(pixels), own_size, own, scored, output, plus, truth)
         while len(self._seen) > CACHED:
             self._seen.popitem(last=False)
-        return seen
+        return self._seen[index]
 
     def thumbnail(self, index: int, side: int = 128) -> tuple[np.ndarray, np.ndarray | None]:
         """A small picture uint8 (h, w, 3), and the ground truth of the same size where there is one; read,
@@ -161,8 +163,7 @@ class Explorer:
 
     def is_bad(self, index: int) -> bool:
         """Whether the image is anomalous: by its label, else by the detector's decision."""
-        defect = self.items[index].defect
-        if defect is not None:
+        if (defect := self.items[index].defect) is not None:
             return defect != GOOD
         return bool(self.scores(self.decisive)[index] > self.detector.threshold)
 
@@ -183,31 +184,42 @@ class Explorer:
 
     def limits(self, name: str = "", scale: int = ALL_SCALES) -> tuple[float, float]:
         """The map's range over all images, for colours and threshold; of fused and plus 0 to 1."""
-        name = name or self.decisive
-        if name in WHOLE:
+        if (name := name or self.decisive) in WHOLE:
             return 0.0, 1.0
         rows = self._statistics(name, scale)
         low, high = float(rows[:, 0].min()), float(rows[:, 1].max())
         return (low, high) if high > low else (low, low + 1e-6)
 
     def threshold(self, name: str = "", scale: int = ALL_SCALES) -> float:
-        """Where a threshold starts: the detector's own for a map over all scales; for a single scale, by the
-        same rule, the highest score of these good images. [ours]"""
+        """Of image scores, which decides: the detector's own for a map over all scales; for a single scale,
+        by the same rule, the highest score of these good images. [ours]"""
         if scale == ALL_SCALES:
             return self.detector.thresholds[name or self.decisive]
         scores = self.scores(name, scale)[: self.count]
-        good = [score for index, score in enumerate(scores) if not self.is_bad(index)]
-        return float(max(good)) if good else float(np.median(scores))
+        return float(scores[self._good].max() if self._good else np.median(scores))
+
+    def pixel_threshold(self, name: str = "", scale: int = ALL_SCALES) -> float:
+        """Of pixels, where an outline starts: the detector's own for a map over all scales; for a single
+        scale, by the same rule, the 99.9 % quantile of these good images' pixels. [ours]"""
+        if scale == ALL_SCALES:
+            return self.detector.pixel_thresholds[name or self.decisive]
+        self._statistics(name, scale)  # which has them read
+        pixels = self._pixels[name, scale][self._good or slice(self.count)]
+        return float(np.quantile(pixels, PIXEL_QUANTILE))
+
+    @property
+    def _good(self) -> list[int]:
+        return [index for index in range(self.count) if not self.is_bad(index)]
 
     def read(self, index: int, threshold: float, name: str = "", scale: int = ALL_SCALES) -> Reading:
-        """Regions (8-connected), precision and recall of the pixels above the threshold."""
+        """The decision, and regions (8-connected), precision and recall of the pixels above the threshold."""
         above, truth = self.anomaly_map(index, name, scale) > threshold, self.see(index).truth
         regions = ndimage.label(above, structure=np.ones((3, 3)))[1]
         hits = None if truth is None else int((above & truth).sum())
         precision = hits / int(above.sum()) if hits is not None and above.any() else None
         recall = hits / int(truth.sum()) if hits is not None and truth.any() else None
-        score = float(self.scores(name, scale)[index])
-        return Reading(score, threshold, regions, float(above.mean()), precision, recall)
+        score, decides = float(self.scores(name, scale)[index]), self.threshold(name, scale)
+        return Reading(score, decides, threshold, regions, float(above.mean()), precision, recall)
 
     def distances(self, index: int, x: int, y: int) -> list[Distance]:
         """The distances at a pixel of the image, 0 <= x < width, 0 <= y < height.
@@ -274,13 +286,15 @@ class Explorer:
 
     def _score_all(self) -> None:
         """Lowest value, highest value and image score of every map of every image, a batch at a time."""
-        parts: dict[tuple[str, int], list[np.ndarray]] = {}
+        parts, pixels = defaultdict(list), defaultdict(list)
         with Progress(len(self.items), "scoring images", enabled=self.progress) as bar:
             for start in range(0, len(self.items), BATCH):
                 batch = self.items[start : start + BATCH]
                 maps, scores, _ = self._predict([self._read(item) for item in batch])
                 for key, values in maps.items():
                     rows = values.amin((1, 2)), values.amax((1, 2)), scores[key]
-                    parts.setdefault(key, []).append(torch.stack(rows, dim=1).numpy())
+                    parts[key].append(torch.stack(rows, dim=1).numpy())
+                    pixels[key].append(values[:, ::STRIDE, ::STRIDE].flatten(1).numpy().copy())
                 bar.update(start + len(batch))
         self._rows = {key: np.concatenate(rows) for key, rows in parts.items()}
+        self._pixels = {key: np.concatenate(rows) for key, rows in pixels.items()}

@@ -1,4 +1,4 @@
-"""Pictures drawn pixel by pixel, for the explorer: a slider must not wait for a matplotlib figure.
+"""Pictures drawn pixel by pixel, for the explorer's static figure and thumbnails.
 
 Pictures are uint8 (H, W, 3). The colours are those of `plots`: cyan is ground truth, white a decision.
 """
@@ -18,7 +18,8 @@ PICKED = (140, 255, 60)
 
 
 @cache
-def _palette() -> np.ndarray:
+def palette() -> np.ndarray:
+    """The maps' colours, (256, 3) from 0 to 255."""
     from matplotlib import colormaps
 
     return (255 * colormaps[panels.COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]).astype(np.float32)
@@ -38,7 +39,7 @@ def blend(picture: np.ndarray, heat: np.ndarray, share: float) -> np.ndarray:
     """
     heat = np.clip(heat, 0, 1)
     opacity = (share ** (2 - 1.5 * heat))[..., None]
-    coloured = _palette()[np.rint(255 * heat).astype(np.uint8)]
+    coloured = palette()[np.rint(255 * heat).astype(np.uint8)]
     return np.uint8(np.rint((1 - opacity) * picture + opacity * coloured))
 
 
@@ -51,19 +52,6 @@ def outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int])
         opacity = np.clip(1.8 * (1 - np.abs(2 * soft - 1)), 0, 1)[..., None]
         picture = (1 - opacity) * picture + opacity * np.float32(ink)
     return np.uint8(np.rint(picture))
-
-
-def cross_hair(picture: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Lines to the point (x, y), given as shares of width and height, that leave the point itself free."""
-    height, width = picture.shape[:2]
-    row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
-    drawn, gap = picture.copy(), max(4, width // 50)
-    for rim, ink in ((1, (0, 0, 0)), (0, PICKED)):
-        for lines, at, cut in ((drawn, row, column), (drawn.transpose(1, 0, 2), column, row)):
-            band = lines[max(0, at - rim) : at + rim + 2]
-            band[:, : max(0, cut - gap)] = ink
-            band[:, cut + gap + 2 :] = ink
-    return drawn
 
 
 def to_png(picture: np.ndarray) -> bytes:

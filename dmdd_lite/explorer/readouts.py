@@ -5,6 +5,7 @@ from html import escape
 
 import numpy as np
 
+from ..detector import PIXEL_QUANTILE
 from ..plus.fusion import FLOOR
 from .model import ALL_SCALES, WHOLE, Distance, Explorer, Reading
 
@@ -19,9 +20,25 @@ MAPS = {
     "position": ("Position", "Mahalanobis distance to good images' features at the same position"),
     "sum": ("Sum", "the branches' maps added"),
 }
+HINT = (
+    "Click or arrow keys: choose a pixel. Wheel: zoom; drag: move; double click: the whole image. A map's "
+    "title: choose the map whose threshold moves; the others are outlined where theirs start."
+)
 STYLE = """<style>
 .dmdd-explorer { max-width: 1060px; }
-.dmdd-explorer img { border-radius: 4px; }
+.dmdd-explorer .dmdd-canvas { color: var(--jp-ui-font-color1, inherit); }
+.dmdd-explorer .dmdd-bar { display: flex; gap: 10px; align-items: center; font-size: 13px; margin: 0 2px; }
+.dmdd-explorer .dmdd-bar input { flex: 1 1 auto; appearance: none; height: 8px; border-radius: 4px; }
+.dmdd-explorer .dmdd-bar output { min-width: 250px; font-variant-numeric: tabular-nums; }
+.dmdd-explorer .dmdd-panels { display: grid; gap: 6px; margin: 6px 2px; }
+.dmdd-explorer .dmdd-panels { grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
+.dmdd-explorer .dmdd-panels figure { margin: 0; padding: 2px; border: 2px solid transparent; }
+.dmdd-explorer .dmdd-panels .dmdd-chosen { border-color: currentColor; border-radius: 4px; }
+.dmdd-explorer .dmdd-panels canvas { display: block; width: 100%; cursor: crosshair; }
+.dmdd-explorer .dmdd-panels button { border: 0; padding: 0 0 2px; background: none; color: inherit; }
+.dmdd-explorer .dmdd-panels button:enabled { cursor: pointer; }
+.dmdd-explorer .dmdd-chosen button { font-weight: 600; }
+.dmdd-explorer .dmdd-values { font-size: 12px; line-height: 1.6; font-variant-numeric: tabular-nums; }
 .dmdd-explorer .widget-toggle-buttons button { padding: 0 9px; }
 .dmdd-explorer .dmdd-caption { font-size: 12px; line-height: 1.4; opacity: .8; }
 .dmdd-explorer .dmdd-name { font-size: 12px; line-height: 1.4; white-space: nowrap; overflow: hidden; }
@@ -40,7 +57,8 @@ STYLE = """<style>
 
 
 def sentence(reading: Reading) -> str:
-    text = f"score {reading.score:.2f}, {reading.regions} region{'s' * (reading.regions != 1)}"
+    verdict = "anomalous" if reading.is_anomalous else "good"
+    text = f"{verdict}, score {reading.score:.2f}, {reading.regions} region{'s' * (reading.regions != 1)}"
     for name in ("precision", "recall"):
         if (value := getattr(reading, name)) is not None:
             text += f", {name} {value:.2f}"
@@ -49,7 +67,7 @@ def sentence(reading: Reading) -> str:
 
 def unit(explorer: Explorer, name: str, scale: int) -> str:
     """What the numbers of a map's threshold mean, and where it starts."""
-    start = explorer.threshold(name, scale)
+    start = explorer.pixel_threshold(name, scale)
     scales, branches = 1 if scale else len(explorer.scales) - 1, len(explorer.detector.config.branches)
     parts = scales * (branches if name == "sum" else 1)
     unit = "1 − cosine" if parts == 1 else f"sum of {parts} distances 1 − cosine"
@@ -58,16 +76,17 @@ def unit(explorer: Explorer, name: str, scale: int) -> str:
     if name == "position":
         unit = f"log(1 + distance / {FLOOR})" + f", mean of {scales} scales" * (scales > 1)
     of = "held out of training" if scale == ALL_SCALES else "here"
-    return f"{MAPS[name][0]}: {unit}. Starts at the highest score of the good images {of}, {start:.3f}."
+    rule = f"the {PIXEL_QUANTILE:.1%} quantile of the pixels of the good images {of}"
+    return f"{MAPS[name][0]}: {unit}. The outline starts at {rule}, {start:.3f}."
 
 
-def legend(title: str, **lines: tuple[int, int, int]) -> str:
-    """A picture's heading and the meaning of the coloured lines in it; _ in their names is a space."""
+def legend(**lines: tuple[int, int, int]) -> str:
+    """The meaning of the coloured lines in the pictures; _ in their names is a space."""
     swatches = "".join(
         f'<span class=dmdd-swatch style="background: rgb{colour}"></span>{name.replace("_", " ")}'
         for name, colour in lines.items()
     )
-    return f"<div class=dmdd-heading>{title}<span class=dmdd-key>{swatches}</span></div>"
+    return f"<div class=dmdd-key>{swatches}</div>"
 
 
 def distance_table(found: list[Distance], x: int, y: int) -> str:
@@ -88,13 +107,14 @@ def reading_table(reading: Reading, truth: np.ndarray | None) -> str:
     shares = [none if v is None else f"{100 * v:.1f} %" for v in (reading.precision, reading.recall)]
     rows = [
         ("image score", f"{reading.score:.3f}"),
-        ("threshold", f"{reading.threshold:.3f}"),
+        ("image threshold", f"{reading.image_threshold:.3f}"),
         ("decision", f'<span class="dmdd-verdict" style="background: {colour}">{verdict}</span>'),
+        ("pixel threshold", f"{reading.pixel_threshold:.3f}"),
         ("regions above", f"{reading.regions}, {100 * reading.share:.2f} % of the image"),
         ("pixel precision", shares[0]),
         ("pixel recall", shares[1]),
     ]
-    return _table("At this threshold", rows)
+    return _table("The decision, and the outline at this threshold", rows)
 
 
 def thumbnail(png: bytes, name: str, text: str) -> str:

@@ -8,6 +8,7 @@ from .model import ALL_SCALES, Explorer
 from .readouts import sentence
 
 BLEND = 0.6  # at first
+STILL = "A still picture: run in JupyterLab or Colab it can be clicked, zoomed and dragged in."
 
 
 def static_figure(
@@ -18,9 +19,10 @@ def static_figure(
     threshold: float | None = None,
     share: float = BLEND,
 ) -> Figure:
-    """What the controls show, as a figure: the image with the ground truth, the blended picture, the map."""
+    """What the controls show, as a figure that says that it is still: the image with the ground truth, the
+    blended picture, the map."""
     name = name or explorer.decisive
-    threshold = explorer.threshold(name, scale) if threshold is None else threshold
+    threshold = explorer.pixel_threshold(name, scale) if threshold is None else threshold
     seen, reading = explorer.see(index), explorer.read(index, threshold, name, scale)
     height, width = seen.picture.shape[:2]
     columns = {
@@ -30,4 +32,6 @@ def static_figure(
     }
     truth = None if seen.truth is None else pictures.resize(seen.truth, (width, height))[None]
     title = f"{explorer.items[index].name} · {sentence(reading)}"
-    return plots.plot_panels(columns, [title], truth, {f"{name} map": explorer.limits(name, scale)})
+    figure = plots.plot_panels(columns, [title], truth, {f"{name} map": explorer.limits(name, scale)})
+    figure.text(0.007, 0.04, STILL, size="small")  # beside the colour bar
+    return figure

@@ -1,4 +1,4 @@
-"""The explorer's controls: plain ipywidgets, of version 7 (Colab) or 8, around what `model` knows."""
+"""The explorer's controls: plain ipywidgets, of version 7 (Colab) or 8, around pictures to click in."""
 
 import base64
 import io
@@ -12,58 +12,69 @@ from matplotlib.figure import Figure
 from ..data.problems import DataError
 from . import pictures
 from .items import shown
-from .model import ALL_SCALES, WHOLE, Explorer, Seen
-from .readouts import MAPS, STYLE, distance_table, legend, reading_table, thumbnail, unit
+from .model import ALL_SCALES, WHOLE, Explorer
+from .readouts import HINT, MAPS, STYLE, distance_table, legend, reading_table, thumbnail, unit
 from .still import BLEND, static_figure
 
 NEIGHBOURS = 3  # of each kind
-STEPS = 200  # of the threshold's slider
+PANELS = ("normality", "abnormality", "position", "fused", "plus")  # always there; another map when chosen
 
 
 class ExplorerView:
-    """The controls in front of an `Explorer`; `widget` is the whole, each control an attribute."""
+    """The controls in front of an `Explorer`; `widget` is the whole, each control an attribute. Raises
+    ImportError without anywidget."""
 
     def __init__(self, explorer: Explorer, start: int = 0):
-        self.explorer, self._busy, self._drawn = explorer, False, None
+        self.explorer, self._busy, self._of = explorer, False, None
         self._build_controls(start)
         self._build_displays()
         self.widget = self._lay_out()
         self.image.observe(self._on_image, "value")
         for choice in (self.map, self.scale):
             choice.observe(self._on_map, "value")
-        for slider in (self.threshold, self.blend, self.x, self.y):
-            slider.observe(self._on_slider, "value")
+        self.canvas.observe(lambda _: setattr(self.map, "value", self.canvas.chosen), "chosen")
+        self.canvas.observe(self._on_threshold, "threshold")
+        self.canvas.observe(self._on_pixel, "pixel")
         self.upload.observe(self._on_upload, "value")
-        self.reset.on_click(lambda _: setattr(self.threshold, "value", self._first_threshold()))
         self.back.on_click(lambda _: self._step(-1))
         self.forth.on_click(lambda _: self._step(1))
         for i, button in enumerate(self.go):
             button.on_click(lambda _, i=i: setattr(self.image, "value", self._near[i]))
-        self._on_map()
         self._on_image()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        """The live controls, and a picture for where there are none. Colab is given the controls alone: it
-        always has a front end, and which of the two it prefers is not documented."""
+        """The live controls, and a picture for where there are none."""
+        written = io.BytesIO()
+        self.figure().savefig(written, format="png", dpi=100, facecolor="white")
         view = {"version_major": 2, "version_minor": 0, "model_id": self.widget.model_id}
-        bundle = {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}
+        return {
+            "text/plain": repr(self),
+            "application/vnd.jupyter.widget-view+json": view,
+            "image/png": base64.b64encode(written.getvalue()).decode(),
+        }
+
+    def _ipython_display_(self) -> None:
+        """In Colab, which always has a front end, the controls alone; displayed, not returned: only so are
+        widgets found that are not its own, as the canvas."""
         if "google.colab" not in sys.modules:
-            written = io.BytesIO()
-            self.figure().savefig(written, format="png", dpi=100, facecolor="white")
-            bundle["image/png"] = base64.b64encode(written.getvalue()).decode()
-        return bundle
+            raise NotImplementedError  # IPython then takes the other
+        from IPython.display import display
+
+        display(self.widget)
 
     def __repr__(self) -> str:
         return f"explorer of {len(self.explorer.items)} images, {self._item.name} shown"
 
     def figure(self) -> Figure:
         """What is shown now, as a static figure."""
-        return static_figure(self.explorer, *self._shown, self.threshold.value, self.blend.value)
+        return static_figure(self.explorer, *self._shown, self.canvas.threshold, self.blend.value)
 
     # ---- what there is ----------------------------------------------------------------------------------
 
     def _build_controls(self, start: int) -> None:
         import ipywidgets as w
+
+        from .canvas import PictureCanvas
 
         wide, style = {"width": "auto", "flex": "1 1 300px"}, {"description_width": "72px"}
         self.image = w.Dropdown(
@@ -86,20 +97,20 @@ class ExplorerView:
             layout={"width": "auto"},
             style={**style, "button_width": "98px"},
         )
-        slider = {"layout": wide, "style": style}
-        self.blend = w.FloatSlider(BLEND, min=0, max=1, step=0.05, description="Blend", **slider)
-        self.threshold = w.FloatSlider(description="Threshold", readout_format=".3f", **slider)
-        self.reset = _button("Reset", "undo", "Put the threshold back to where it started", "84px")
-        self.x = w.IntSlider(description="Pixel x", **slider)
-        self.y = w.IntSlider(description="Pixel y", **slider)
+        self.blend = w.FloatSlider(
+            BLEND, min=0, max=1, step=0.05, description="Blend", layout=wide, style=style
+        )
+        self.truth = w.Checkbox(True, description="Ground truth", indent=False, layout={"width": "auto"})
+        self.canvas = PictureCanvas(opacity=BLEND, chosen=self.map.value)
+        self._links = [  # in the browser, without the kernel
+            w.jslink((control, "value"), (self.canvas, trait))
+            for control, trait in ((self.blend, "opacity"), (self.truth, "show_truth"))
+        ]
 
     def _build_displays(self) -> None:
         import ipywidgets as w
 
-        fluid = {"width": "100%", "height": "auto"}
-        self.original, self.picture = w.Image(layout=fluid), w.Image(layout=fluid)
-        self.message, self.unit = w.HTML(), w.HTML()
-        self.left, self.right = w.HTML(), w.HTML()
+        self.message, self.unit, self.legend = w.HTML(), w.HTML(), w.HTML()
         self.reading, self.table = w.HTML(), w.HTML()
         many = range(2 * NEIGHBOURS)
         self.thumbnails = [w.HTML(layout={"width": "auto", "min_width": "0"}) for _ in many]
@@ -128,21 +139,19 @@ class ExplorerView:
                 _text(STYLE + self._heading()),
                 row(self.image, self.back, self.forth, self.upload),
                 self.message,
-                row(column(self.map), column(self.scale)),
-                row(column(self.threshold, self.reset, kind=w.HBox), column(self.blend, kind=w.HBox)),
+                row(self.map, self.scale),
+                row(column(self.blend, kind=w.HBox), self.truth, self.legend),
                 self.unit,
-                row(column(self.left, self.original), column(self.right, self.picture), align="flex-start"),
-                row(column(self.x, kind=w.HBox), column(self.y, kind=w.HBox)),
+                self.canvas,
+                _text(f"<div class=dmdd-caption>{HINT}</div>"),
                 row(column(self.reading), column(self.table), align="flex-start"),
                 row(*strips, align="flex-start"),
             )
         )
         for part, name in (
             (whole, "explorer"),
-            (self.threshold, "threshold"),
-            (self.picture, "picture"),
-            (self.original, "original"),
             (self.reading, "reading"),
+            (self.table, "distances"),
         ):
             part.add_class(f"dmdd-{name}")
         return whole
@@ -174,11 +183,10 @@ class ExplorerView:
 
     @property
     def _shown(self) -> tuple[int, str, int]:
-        return self.image.value, self.map.value, self.scale.value
+        return self.image.value, *self._key(self.map.value)
 
-    def _first_threshold(self) -> float:
-        low, high = self.explorer.limits(*self._shown[1:])
-        return min(max(self.explorer.threshold(*self._shown[1:]), low), high)
+    def _key(self, name: str) -> tuple[str, int]:
+        return name, ALL_SCALES if name in WHOLE else self.scale.value
 
     @contextmanager
     def _quietly(self):
@@ -192,31 +200,43 @@ class ExplorerView:
     def _on_image(self, change=None) -> None:
         if self._busy:
             return
-        with self._quietly():
-            width, height = self.explorer.see(self.image.value).size
-            values = self.explorer.anomaly_map(*self._shown)
-            row, column = np.unravel_index(values.argmax(), values.shape)
-            self.x.max, self.y.max = width - 1, height - 1
-            self.x.value = int((column + 0.5) * width / values.shape[1])
-            self.y.value = int((row + 0.5) * height / values.shape[0])
-        self._show_neighbours()
-        self._draw()
+        seen, values = self.explorer.see(self.image.value), self.explorer.anomaly_map(*self._shown)
+        where = np.unravel_index(values.argmax(), values.shape)[::-1]
+        sides = zip(where, seen.size, values.shape[::-1], strict=True)
+        lines = {} if seen.truth is None else {"ground_truth": pictures.TRUTH}
+        lines |= {"above_the_threshold": pictures.DECISION, "chosen_pixel": pictures.PICKED}
+        self.legend.value = legend(**lines)
+        with self.canvas.hold_sync():  # all in one message
+            with self._quietly():
+                self.canvas.pixel = [int((at + 0.5) * own / side) for at, own, side in sides]
+            self._on_pixel()
+            self._on_map()
 
     def _on_map(self, change=None) -> None:
+        """The maps that are to be seen, and a threshold where it starts if it is another map's."""
         if self._busy:
             return
-        with self._quietly():
-            self.scale.disabled = self.map.value in WHOLE
-            if self.scale.disabled:
-                self.scale.value = ALL_SCALES
-            self._fit_threshold(self._first_threshold())
-        self.unit.value = f"<div class=dmdd-caption>{unit(self.explorer, *self._shown[1:])}</div>"
+        index, name, scale = self._shown
+        shown = dict.fromkeys((*PANELS, name))  # in this order, each once
+        with self._quietly(), self.canvas.hold_sync():
+            self.canvas.show(self.explorer, index, [self._key(n) for n in shown if n in self.explorer.names])
+            self.canvas.chosen = name
+            if self._of != (name, scale):
+                self._of, self.canvas.threshold = (name, scale), self.canvas.maps[name]["start"]
+        self.unit.value = f"<div class=dmdd-caption>{unit(self.explorer, name, scale)}</div>"
         self._show_neighbours()
-        self._draw()
+        self._on_threshold()
 
-    def _on_slider(self, change=None) -> None:
+    def _on_threshold(self, change=None) -> None:
         if not self._busy:
-            self._draw()
+            index, *key = self._shown
+            reading = self.explorer.read(index, self.canvas.threshold, *key)
+            self.reading.value = reading_table(reading, self.explorer.see(index).truth)
+
+    def _on_pixel(self, change=None) -> None:
+        if not self._busy:
+            x, y = map(min, self.canvas.pixel, (side - 1 for side in self.canvas.size))  # of a larger image?
+            self.table.value = distance_table(self.explorer.distances(self.image.value, x, y), x, y)
 
     def _on_upload(self, change=None) -> None:
         files = uploaded_files(self.upload.value)
@@ -226,18 +246,13 @@ class ExplorerView:
         try:
             index = self.explorer.add(name, content)
         except DataError as error:
-            self.message.value = (
-                f"<div class=dmdd-caption role=status>⚠ {escape(str(error))}; nothing was added</div>"
-            )
-            index = self.image.value
+            index, told = self.image.value, f"⚠ {error}; nothing was added"
         else:
-            self.message.value = (
-                f"<div class=dmdd-caption role=status>{escape(name)} added; it has no ground truth</div>"
-            )
+            told = f"{name} added; it has no ground truth"
+        self.message.value = f"<div class=dmdd-caption role=status>{escape(told)}</div>"
         with self._quietly():
             self.image.options = self._choices()
             self.image.value = index
-            self._fit_threshold(self.threshold.value)
             if not isinstance(self.upload.value, dict):  # ipywidgets 8: so that the same file can come again
                 self.upload.value = ()
         self._on_image()
@@ -246,46 +261,7 @@ class ExplorerView:
         order = [index for _, index in self.image.options]
         self.image.value = order[(order.index(self.image.value) + by) % len(order)]
 
-    def _fit_threshold(self, value: float) -> None:
-        """Set the range before the value and never a minimum above a maximum.
-
-        The slider only knows whole steps above its minimum, which is chosen so that the first threshold is
-        one: else the browser would round it.
-        """
-        low, high = self.explorer.limits(*self._shown[1:])
-        step = (high - low) / STEPS
-        low += (self._first_threshold() - low) % step
-        self.threshold.min, self.threshold.max = min(low, self.threshold.min), max(high, self.threshold.max)
-        self.threshold.step = step
-        self.threshold.value = value
-        self.threshold.min, self.threshold.max = low, high
-
     # ---- what is shown ----------------------------------------------------------------------------------
-
-    def _draw(self) -> None:
-        index, name, scale = self._shown
-        seen = self.explorer.see(index)
-        width, height = seen.size
-        where = (self.x.value + 0.5) / width, (self.y.value + 0.5) / height
-        if self._drawn != (index, *where):  # the threshold's slider does not wait for it
-            self._drawn = (index, *where)
-            self._draw_original(seen, where)
-        drawn = pictures.blended(self.explorer, *self._shown, self.threshold.value, self.blend.value)
-        self.picture.value = pictures.to_png(pictures.cross_hair(drawn, *where))
-        reading = self.explorer.read(index, self.threshold.value, name, scale)
-        self.right.value = legend(f"{MAPS[name][0]} map", above_the_threshold=pictures.DECISION)
-        self.reading.value = reading_table(reading, seen.truth)
-        found = self.explorer.distances(index, self.x.value, self.y.value)
-        self.table.value = distance_table(found, self.x.value, self.y.value)
-
-    def _draw_original(self, seen: Seen, where: tuple[float, float]) -> None:
-        drawn, lines = seen.picture, {"chosen_pixel": pictures.PICKED}
-        if seen.truth is not None:
-            truth = pictures.resize(seen.truth, drawn.shape[1::-1])
-            drawn = pictures.outline(drawn, truth, pictures.TRUTH)
-            lines = {"ground_truth": pictures.TRUTH, **lines}
-        self.original.value = pictures.to_png(pictures.cross_hair(drawn, *where))
-        self.left.value = legend("Image", **lines)
 
     def _show_neighbours(self) -> None:
         index, name, scale = self._shown
