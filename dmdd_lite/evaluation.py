@@ -252,16 +252,17 @@ def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
     """One row per category in percent, mean ± std over its seeds, then the mean over the categories."""
     grouped = results[results["map"] == of].groupby("category")[list(METRICS)]
     mean, std = 100 * grouped.mean(), 100 * grouped.std()
-    cells = {m: [_cell(mean.loc[c, m], std.loc[c, m]) for c in mean.index] for m in METRICS}
+    cells = {m: [cell(mean.loc[c, m], std.loc[c, m]) for c in mean.index] for m in METRICS}
     table = pd.DataFrame(cells, index=mean.index)
     table.insert(0, "seeds", grouped.size())
     if len(mean) > 1:
-        overall = [_cell(value) for value in mean.mean()]
+        overall = [cell(value) for value in mean.mean()]
         table.loc[f"mean of {len(mean)}"] = [grouped.size().sum(), *overall]
     return table
 
 
-def _cell(mean: float, std: float = np.nan) -> str:
+def cell(mean: float, std: float = np.nan) -> str:
+    """Of a table: mean ± std with two digits, without std where that is NaN, "-" for NaN."""
     if np.isnan(mean):
         return "-"
     return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
@@ -284,7 +285,7 @@ def compare_with_paper(results: pd.DataFrame) -> pd.DataFrame:
         paper = PAPER.get(metric)
         rows[metric] = {
             "paper": "not stated" if paper is None else f"{100 * paper:.2f}",
-            "DMDD": _cell(ours[metric]),
+            "DMDD": cell(ours[metric]),
             "difference": f"{ours[metric] - 100 * paper:+.2f}" if paper and complete else "-",
             "DMDD covers": covers,
         }

@@ -84,15 +84,13 @@ def aupro_per_image(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3)
     positive rate and is left out. Raises what `aupro` does, also if that leaves none.
     """
     _check_limit(fpr_limit)
-    maps, masks = _maps_and_masks(maps, masks)
-    counted = _outlined(masks)
-    if not counted:
+    area = _mean_area(*_maps_and_masks(maps, masks), fpr_limit)
+    if math.isnan(area):
         raise ValueError(
             "every defect fills its image, so that no image has a false positive rate of its own: "
             "outline the defects in the masks"
         )
-    areas = [_area(*_curve(pixel_table(maps[i : i + 1], masks[i : i + 1])), fpr_limit) for i in counted]
-    return float(np.mean(areas))
+    return area
 
 
 def pro_curve(
@@ -158,7 +156,6 @@ def evaluate_maps(
     if not any(mask.any() for mask in masks) or all(mask.all() for mask in masks):
         names = ("pixel_auroc", "pixel_ap", "aupro", "aupro_per_image", "best_pixel_f1")
         return found | dict.fromkeys(names[: 4 if threshold is None else 5], math.nan)
-    maps, masks = _maps_and_masks(maps, masks)
     table = pixel_table(maps, masks)
     if threshold is not None:
         found["best_pixel_f1"] = _best_f1(table)
@@ -166,13 +163,8 @@ def evaluate_maps(
         "pixel_auroc": _sklearn_on_table(roc_auc_score, table),
         "pixel_ap": _sklearn_on_table(average_precision_score, table),
         "aupro": _area(*_curve(table), 0.3),
-        "aupro_per_image": aupro_per_image(maps, masks) if _outlined(masks) else math.nan,
+        "aupro_per_image": _mean_area(maps, masks, 0.3),
     }
-
-
-def _outlined(masks) -> list[int]:
-    """Which masks have pixels of both classes."""
-    return [i for i, mask in enumerate(masks) if mask.any() and not mask.all()]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -239,6 +231,13 @@ def _area(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
     x = np.append(fpr[:inside], limit)
     y = np.append(pro[:inside], np.interp(limit, fpr, pro))
     return float(auc(x, y) / limit)
+
+
+def _mean_area(maps, masks, limit: float) -> float:
+    """Mean of `_area` over the images, each alone, whose masks have both classes of pixels; NaN if none."""
+    parts = [slice(i, i + 1) for i, mask in enumerate(masks) if mask.any() and not mask.all()]
+    areas = [_area(*_curve(pixel_table(maps[part], masks[part])), limit) for part in parts]
+    return float(np.mean(areas)) if areas else math.nan
 
 
 def _sklearn_on_table(metric, table: PixelTable) -> float:

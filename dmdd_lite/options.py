@@ -1,5 +1,6 @@
 """Fields of a configuration with range and provenance label, checked when a configuration is made."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import field
@@ -91,6 +92,16 @@ def _check(item, value):
             raise ValueError(f"{item.name} must be finite, got {part}")
         if choices and part not in choices:
             raise ValueError(f"{item.name} must be of {', '.join(map(repr, choices))}, got {shown(part)}")
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE of a command line, the value as JSON or else as text. Raises ValueError for another text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: must be NAME=VALUE")
+    with contextlib.suppress(ValueError):
+        value = json.loads(value)
+    return name, value
 
 
 def shown(value) -> str:

@@ -13,8 +13,6 @@ Exit status: 0 done, 2 not done, the message says why, 130 interrupted.
 """
 
 import argparse
-import contextlib
-import json
 import sys
 from pathlib import Path
 
@@ -40,27 +38,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def settings(pairs: list[str]) -> dict:
-    """The values of --set. Raises ValueError for what is no NAME=VALUE."""
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set {pair}: must be NAME=VALUE")
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-        found[name] = value
-    return found
-
-
 def work(options: argparse.Namespace):
     """Train, judge, write. Raises what `train` and `open_folders` do, and ValueError for a wrong setting."""
     from .config import Config
     from .data.layout import open_folders
     from .evaluation import evaluate, write_result
+    from .options import read_setting
     from .training import train
 
-    config = Config.from_dict(settings(options.set))
+    config = Config.from_dict(dict(map(read_setting, options.set)))
     places = (options.good, options.bad, options.masks, options.test_good)
     images = open_folders(*places, mask_rule=options.mask_rule, seed=config.seed, name=options.name)
     given = {"texture_root": options.textures, "output_dir": options.out, "device": options.device}

@@ -93,12 +93,15 @@ class Prediction:
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """Bool (H, W): where the map that decides exceeds the threshold, by default the pixel threshold."""
-        return self.map > (self.pixel_threshold if threshold is None else threshold)
+        return self._above(self.map, threshold)
+
+    def _above(self, values: np.ndarray, threshold: float | None = None) -> np.ndarray:
+        return values > (self.pixel_threshold if threshold is None else threshold)
 
     def regions(self, threshold: float | None = None) -> list[Region]:
         """The regions of `mask`, the largest first."""
-        values, marked = self.map, self.mask(threshold)
-        labels, count = ndimage.label(marked, np.ones((3, 3)))
+        values = self.map
+        labels, count = ndimage.label(self._above(values, threshold), np.ones((3, 3)))
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         peaks = ndimage.maximum(values, labels, np.arange(1, count + 1)) if count else []
         found = []
@@ -117,7 +120,8 @@ class Prediction:
         from matplotlib import colormaps
 
         pixels = read_image(self.path if image is None else image, depth=self.depth).permute(1, 2, 0).numpy()
-        heat, mask = self.map, self.mask()
+        heat = self.map
+        mask = self._above(heat)
         strength = HEAT * heat[..., None]
         blended = (1 - strength) * pixels + strength * colormaps["inferno"](heat, bytes=True)[..., :3]
         width = max(1, round(max(self.size) / 500))

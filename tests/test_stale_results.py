@@ -9,25 +9,25 @@ from reproductions import arguments, planned, write_result_of
 from dmdd_lite.reproduce.__main__ import main
 
 
-def replace_mask(nuts, tmp_path):
-    shutil.copy(nuts / "nut/test/hole/000.png", nuts / "nut/ground_truth/hole/000_mask.png")
-    return "the masks differ: 1 of 6 changed, the first nut/ground_truth/hole/000_mask.png"
+def replaced(source: str, target: str, told: str):
+    """A change that copies a file of the category over another one, and what is told of it."""
+
+    def change(nuts, tmp_path):
+        shutil.copy(nuts / "nut" / source, nuts / "nut" / target)
+        return f"{told} changed, the first nut/{target}"
+
+    return change
 
 
-def exchange_test_images(nuts, tmp_path):
-    shutil.copy(nuts / "nut/test/hole/000.png", nuts / "nut/test/hole/001.png")
-    return "the test images differ: 1 of 9 changed, the first nut/test/hole/001.png"
+MASK = replaced("test/hole/000.png", "ground_truth/hole/000_mask.png", "the masks differ: 1 of 6")
+TEST = replaced("test/hole/000.png", "test/hole/001.png", "the test images differ: 1 of 9")
+#: seen where the planned seed, 1, is to be averaged with the one that is there
+TRAIN = replaced("train/good/000.png", "train/good/001.png", "the training images differ: 1 of 3")
 
 
 def give_other_textures(nuts, tmp_path):
     shutil.copytree(nuts / "nut/test/hole", tmp_path / "textures")
     return "the textures differ"
-
-
-def exchange_training_images(nuts, tmp_path):
-    """Seen where the planned seed, 1, is to be averaged with the one that is there."""
-    shutil.copy(nuts / "nut/train/good/000.png", nuts / "nut/train/good/001.png")
-    return "the training images differ: 1 of 3 changed, the first nut/train/good/001.png"
 
 
 def forget_files(nuts, tmp_path):
@@ -36,7 +36,7 @@ def forget_files(nuts, tmp_path):
     return "does not tell from which files it was made"
 
 
-OTHER = (replace_mask, exchange_test_images, exchange_training_images, give_other_textures, forget_files)
+OTHER = (MASK, TEST, TRAIN, give_other_textures, forget_files)
 
 
 @pytest.mark.parametrize("change", [*OTHER, None])
@@ -45,7 +45,7 @@ def test_a_result_of_other_files_is_refused_though_all_is_finished(nuts, tmp_pat
         write_result_of(job)
     told = change and change(nuts, tmp_path)
     more = ["--textures", str(tmp_path / "textures")] if (tmp_path / "textures").exists() else []
-    more += ["--seeds", "1"] if change is exchange_training_images else []
+    more += ["--seeds", "1"] if change is TRAIN else []
     assert main(arguments(nuts, tmp_path / "out", *more, categories=("nut", "bolt"))) == (2 if told else 0)
     if told:
         told = "nut_seed0.json " + (told if change is forget_files else f"was made from other files ({told})")

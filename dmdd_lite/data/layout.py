@@ -13,7 +13,7 @@ from .category import GOOD, Category, TestImage
 from .checks import examine
 from .folders import children, find_images, folders, ignored
 from .layouts import BAD, LAYOUTS
-from .masks import RULES, vanishing
+from .masks import check_rule, vanishing
 from .problems import DataError, DataWarning, counted
 from .trees import category_folder, match_masks, train_images, unmasked
 
@@ -41,7 +41,7 @@ def open_category(
     that are also trained on, constant images, masks that mark nothing or nearly everything; and of what
     leaves metrics undefined: a test split without good or without defective images. Raises one DataError that
     lists all problems, each with its remedy; ValueError for an unknown mask_rule or layout."""
-    _check_rule(mask_rule)
+    check_rule(mask_rule)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     root, problems, told = Path(root), [], []
@@ -69,7 +69,7 @@ def open_folders(
     path, or directly in it, with the stem of the image or <stem>_mask. name: default, that of `good`.
 
     Checks, warns and raises as `open_category`; DataError also for a folder that lies in another one."""
-    _check_rule(mask_rule)
+    check_rule(mask_rule)
     given = {"good": good, "bad": bad, "masks": masks, "test_good": test_good}
     places = {kind: Path(place) for kind, place in given.items() if place is not None}
     _check_apart(places)
@@ -146,11 +146,6 @@ def vanishing_defects(root: str | Path, name: str, size: int) -> list[str]:
     category = Path(root) / name
     defects = [folder for folder in folders(category / "ground_truth") if folder.name != GOOD]
     return vanishing([path for folder in defects for path in find_images(folder, category)[0]], size)
-
-
-def _check_rule(mask_rule: str):
-    if mask_rule not in RULES:
-        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {mask_rule!r}")
 
 
 def _finish(folder: Path, problems: list[str], told: list[str], train, test, check_files: bool, rule: str):

@@ -22,9 +22,8 @@ from .problems import DataError, some
 RULES = ("auto", "nonzero", "half")
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel that may belong to its region
 LEVELS = 16  # values of a mask of labels at most
-SOFT = (
-    0.9  # share of the intermediate pixels of a soft mask on slopes, and of its area in regions with a core
-)
+#: least share of a soft mask's intermediate pixels that are on slopes, and of its area in regions with a core
+SOFT = 0.9
 
 
 def read_mask(
@@ -32,8 +31,7 @@ def read_mask(
 ) -> torch.Tensor:
     """Bool (H, W), or (size, size) after `resize_mask`; True where one of the files is defective. Raises
     DataError as `images.read_image`, or for files of different sizes, ValueError for another rule."""
-    if rule not in RULES:
-        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {rule!r}")
+    check_rule(rule)
     if isinstance(path, tuple):
         masks = [read_mask(file, None, rule) for file in path]
         if len({mask.shape for mask in masks}) > 1:
@@ -45,6 +43,12 @@ def read_mask(
         rule = "half" if lossy or values.dtype.kind == "f" or looks_soft(values) else "nonzero"
     mask = values > (values.max() / 2 if rule == "half" else 0)
     return torch.from_numpy(mask if size is None else resize_mask(mask, size))
+
+
+def check_rule(rule: str):
+    """Raises ValueError for none of RULES."""
+    if rule not in RULES:
+        raise ValueError(f"mask_rule must be one of {', '.join(RULES)}, got {rule!r}")
 
 
 def place(mask: Path | tuple[Path, ...]) -> Path:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data.foreground import foreground_masks
 from .category import Category
 from .fingerprints import Hashes, hash_files
 from .folders import open_folder
+from .foreground import foreground_masks
 from .images import bit_depth, load_images
 from .layout import open_folders, open_train, vanishing_defects
 from .masks import vanishing

@@ -56,16 +56,15 @@ class PositionStatistics(nn.Module):
                 self.register_buffer(f"projection_{k}", projection)
             self.register_buffer(f"mean_{k}", torch.zeros(kept, side, side))
             self.register_buffer(f"slope_{k}", torch.zeros(side * side, kept, config.context))
+            packed, scale = pack(torch.eye(kept)[None])
+            self.register_buffer(f"packed_{k}", packed.repeat(side * side, 1))
+            self.register_buffer(f"scale_{k}", scale.repeat(side * side))
             unit = torch.eye(kept).repeat(side * side, 1, 1)
-            for name, values in zip(("packed", "scale"), pack(unit), strict=True):
-                self.register_buffer(f"{name}_{k}", values)
             self.register_buffer(f"precision_{k}", unit, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())
+        self.register_load_state_dict_post_hook(_unpack_all)
 
-    def _unpack(self):
-        for k in range(self.scales):
-            packed, scale = getattr(self, f"packed_{k}"), getattr(self, f"scale_{k}")
-            unpack(packed, scale, out=getattr(self, f"precision_{k}"))
+    def _unpack(self, k: int):
+        unpack(getattr(self, f"packed_{k}"), getattr(self, f"scale_{k}"), out=getattr(self, f"precision_{k}"))
 
     def forward(self, features: Features) -> Features:
         kind = "cpu" if features[0].is_meta else features[0].device.type  # autocast does not know meta
@@ -142,7 +141,7 @@ class PositionStatistics(nn.Module):
             precision = torch.cholesky_inverse(factor)
         for name, values in zip(("packed", "scale"), pack(precision), strict=True):
             getattr(self, f"{name}_{k}").copy_(values)
-        self._unpack()
+        self._unpack(k)
 
     @torch.no_grad()
     def arithmetic_noise(self, teacher: nn.Module, images: Tensor, batch: int = 8) -> Features:
@@ -185,6 +184,12 @@ class Described(NamedTuple):
 
     values: list[Tensor]
     looks: Tensor
+
+
+def _unpack_all(statistics: PositionStatistics, _):
+    """After loading."""
+    for k in range(statistics.scales):
+        statistics._unpack(k)
 
 
 def pack(matrices: Tensor) -> tuple[Tensor, Tensor]:

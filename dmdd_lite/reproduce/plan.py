@@ -1,9 +1,7 @@
 """Arguments of `python -m dmdd_lite.reproduce`, the jobs that they ask for, and all that those need."""
 
 import argparse
-import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from ..data.problems import DataError
 from ..data.samples import samples_root
 from ..data.training import draw_files
 from ..evaluation import collect_results
+from ..options import read_setting
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
 from .notebook import REPRODUCTION, check_parameters, notebook_parameters
@@ -101,12 +100,12 @@ def _extra(pairs: list[str], known: dict, problems: list[str]) -> dict:
     """The values of --set: other parameters of the notebook, and `settings` of everything else."""
     found = {"settings": {}}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
-        if not equals:
-            problems.append(f"--set {pair}: must be NAME=VALUE")
-        elif name in (*OWN, *OWN_OF_RUN):
+        try:
+            name, value = read_setting(pair)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if name in (*OWN, *OWN_OF_RUN):
             problems.append(f"--set {pair}: {name} has an option of its own, see --help")
         else:
             (found if name in known else found["settings"])[name] = value

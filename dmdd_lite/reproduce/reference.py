@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..evaluation import METRICS, PROTOCOL, compare_with_paper, results_table
+from ..evaluation import METRICS, PROTOCOL, cell, compare_with_paper, results_table
 
 #: The metrics that other methods publish, by their names here and in headings.
 PUBLISHED = {"image_auroc": "image", "pixel_auroc": "pixel", "aupro": "PRO"}
@@ -71,16 +71,12 @@ def means_table(results: pd.DataFrame) -> pd.DataFrame:
     rows = {"**DMDD, ours**": [*ours, f"{PROTOCOL} ({covers})"]}
     if (plus := results[results["map"] == "plus"]).size:
         found = 100 * plus.groupby("category")[list(PUBLISHED)].mean().mean()
-        rows["**DMDD+, ours**"] = [*(_percent(found[metric]) for metric in PUBLISHED), "as above"]
+        rows["**DMDD+, ours**"] = [*(cell(found[metric]) for metric in PUBLISHED), "as above"]
     means = load_reference().query("category == 'mean'").set_index("method")
     for method, numbers in means.iterrows():
-        cells = [_percent(numbers[metric]) for metric in PUBLISHED]
+        cells = [cell(numbers[metric]) for metric in PUBLISHED]
         rows[method] = [*cells, numbers["protocol"]]
     return pd.DataFrame.from_dict(rows, "index", columns=[*PUBLISHED.values(), "protocol"])
-
-
-def _percent(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.2f}"
 
 
 def report(results_dir: str | Path, results: pd.DataFrame) -> str:
