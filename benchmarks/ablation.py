@@ -29,7 +29,8 @@ from refit import refit
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
-from dmdd_lite.evaluation import PROTOCOL, evaluate, without_nan
+from dmdd_lite.evaluation import evaluate
+from dmdd_lite.tables import PROTOCOL, without_nan
 from dmdd_lite.training import Training, train
 from dmdd_lite.utils import describe, resolve_device, write_json
 
@@ -123,7 +124,7 @@ def variant(training: Training, config: Config, place: tuple) -> Training:
 
 
 def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
-    """All of a row's result, as `evaluation.write_result` has it, with the recall of edge and centre."""
+    """All of a row's result, as `tables.write_result` has it, with the recall of edge and centre."""
     device = made.detector.device
     return {
         **job.settings(row),

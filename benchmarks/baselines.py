@@ -31,8 +31,8 @@ from dmdd_lite.config import Config
 from dmdd_lite.data.images import load_images
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.masks import load_masks
-from dmdd_lite.evaluation import PROTOCOL
 from dmdd_lite.metrics import evaluate_maps
+from dmdd_lite.tables import PROTOCOL
 from dmdd_lite.teacher import Teacher, build_teacher
 from dmdd_lite.utils import describe, resolve_device, write_json
 

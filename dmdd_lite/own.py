@@ -42,8 +42,9 @@ def work(options: argparse.Namespace):
     """Train, judge, write. Raises what `train` and `open_folders` do, and ValueError for a wrong setting."""
     from .config import Config
     from .data.layout import open_folders
-    from .evaluation import evaluate, write_result
+    from .evaluation import evaluate
     from .options import read_setting
+    from .tables import write_result
     from .training import train
 
     config = Config.from_dict(dict(map(read_setting, options.set)))

@@ -9,17 +9,19 @@ import torch
 import torch.nn.functional as F
 from builders import disc, make_category, save_image, some_samples, tiny_config, tiny_detector
 
-from dmdd_lite import evaluation
+from dmdd_lite import evaluation, tables
+from dmdd_lite.config import MVTEC_CATEGORIES
 from dmdd_lite.course.plots import plot_roc_and_pro
 from dmdd_lite.data.fingerprints import digest
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.masks import read_mask
 from dmdd_lite.data.problems import DataWarning
 from dmdd_lite.detector import MAP_NAMES, Detector
-from dmdd_lite.evaluation import METRICS, MVTEC_CATEGORIES, collect_results, compare_with_paper, results_table
+from dmdd_lite.evaluation import METRICS
 from dmdd_lite.facts import Facts
 from dmdd_lite.metrics import evaluate_maps, image_auroc
 from dmdd_lite.reproduce.report import conclude
+from dmdd_lite.tables import collect_results, compare_with_paper, results_table
 from dmdd_lite.training import Training
 
 UNTRAINED = Training(None, None, 1, 1)
@@ -48,7 +50,7 @@ def test_metrics_are_those_of_the_maps_it_returns(scored):
 
 def test_result_file(scored, tmp_path):
     detector, found = scored
-    path = evaluation.write_result(tmp_path, found, detector, Training(detector, None, 12.34, 5.678))
+    path = tables.write_result(tmp_path, found, detector, Training(detector, None, 12.34, 5.678))
     assert path.name == "pcb_seed3.json"
     values = json.loads(path.read_text())
     assert values["metrics"] == found.metrics
@@ -73,9 +75,9 @@ def test_no_result_of_a_detector_of_other_training_images(scored, tmp_path):
     other = Detector(detector.model, detector.plus, Facts(held_out=6, made_from={"images": "0"}))
     training = Training(other, None, 12.34, 5.678)
     with pytest.raises(ValueError, match="pcb: the training images are not those of the detector; train it"):
-        evaluation.write_result(tmp_path, found, other, training)
+        tables.write_result(tmp_path, found, other, training)
     other.made_from["images"] = digest(found.files["images"])
-    values = json.loads(evaluation.write_result(tmp_path, found, other, training).read_text())
+    values = json.loads(tables.write_result(tmp_path, found, other, training).read_text())
     assert (values["held_out"], values["files"]) == (6, found.files)
 
 
@@ -101,7 +103,7 @@ def test_pixels_at_full_size_are_those_of_maps_resized_to_the_original_masks(tmp
     for found, *pixels in compared:
         expected = evaluate_maps(*pixels, scores[known], labels[known])
         assert found.metrics["fused"] == expected | {"image_auroc": image_auroc(scores, labels)}
-    written = json.loads(evaluation.write_result(tmp_path, whole, detector, UNTRAINED).read_text())
+    written = json.loads(tables.write_result(tmp_path, whole, detector, UNTRAINED).read_text())
     assert (written["full_size"], written["warnings"]) == (True, list(category.warnings))
 
 
@@ -123,7 +125,7 @@ def test_what_a_test_set_lacks_is_told_and_the_rest_is_measured(tmp_path, gone, 
     detector = tiny_detector({"fused": -1.0}, plus=None)  # every image is called anomalous
     found = evaluation.evaluate(detector, category, progress=False)
     plot_roc_and_pro(evaluation.curves(found))
-    values = json.loads(evaluation.write_result(tmp_path, found, detector, UNTRAINED).read_text())
+    values = json.loads(tables.write_result(tmp_path, found, detector, UNTRAINED).read_text())
     measured = values["metrics"]["fused"] | values["decisions"]["fused"]
     assert {name for name, value in measured.items() if value is not None} == known
     assert {measured[name] for name in ("image_recall", "false_alarm_rate")} <= {1, None}

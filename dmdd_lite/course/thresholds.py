@@ -6,7 +6,7 @@ Decisions follow `Detector`: an image is anomalous if its score is *above* the t
 import numpy as np
 import pandas as pd
 
-from ..metrics import checked_maps, scores_and_labels
+from ..metric_inputs import checked_maps, scores_and_labels
 
 
 def error_rates(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..metrics import checked_maps
+from ..metric_inputs import checked_maps
 
 SQUARE = np.ones((3, 3), bool)
 

@@ -26,7 +26,7 @@ numbers:   {folder}/<category>_seed0.json"""
 
 def demo(options: argparse.Namespace) -> dict[str, str]:
     """All of it; the failures by name. Raises CannotStart."""
-    from ..evaluation import collect_results  # here: the workers, which import this module, need no PyTorch
+    from ..tables import collect_results  # here: the workers, which import this module, need no PyTorch
     from .plan import setting_problems, stale, unfinished
     from .report import table
 

@@ -17,8 +17,8 @@ from ..data.masks import RULES
 from ..data.problems import DataError
 from ..data.samples import samples_root
 from ..data.training import draw_files
-from ..evaluation import collect_results
 from ..options import read_setting
+from ..tables import collect_results
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
 from .notebook import REPRODUCTION, check_parameters, notebook_parameters

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..evaluation import METRICS, PROTOCOL, cell, compare_with_paper, results_table
+from ..evaluation import METRICS
+from ..tables import PROTOCOL, cell, compare_with_paper, results_table
 
 #: The metrics that other methods publish, by their names here and in headings.
 PUBLISHED = {"image_auroc": "image", "pixel_auroc": "pixel", "aupro": "PRO"}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from ..course.figures import save_figure
 from ..course.plots.baselines import plot_baselines
-from ..evaluation import METRICS, collect_results, results_table
+from ..evaluation import METRICS
+from ..tables import collect_results, results_table
 from ..utils import write_atomically
 from .reference import report
 

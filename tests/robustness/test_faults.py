@@ -9,7 +9,7 @@ import torch
 from attempts import assert_same
 from builders import tree
 
-from dmdd_lite import checkpoints, evaluation
+from dmdd_lite import checkpoints, tables
 from dmdd_lite.training import Trainer, TrainingError
 from dmdd_lite.utils import locked, write_atomically, write_json
 
@@ -37,7 +37,7 @@ def test_what_a_killed_writer_left_is_no_result_and_goes_with_the_next_training(
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"metr')
-    assert len(evaluation.collect_results(tmp_path)) == 0
+    assert len(tables.collect_results(tmp_path)) == 0
     call(tmp_path)
     assert set(tree(tmp_path)) == {"training.json", "detector/config.json", "detector/model.safetensors"}
 

@@ -14,7 +14,7 @@ _MARKERS = ("v", "s", "D", "^")  # of the baselines, in the order of reference.c
 
 @styled
 def plot_baselines(results: pd.DataFrame, of: str = "fused") -> Figure:
-    """One panel a metric, in percent; a row a category of `results` (as `evaluation.collect_results`): ours
+    """One panel a metric, in percent; a row a category of `results` (as `tables.collect_results`): ours
     with the range over its seeds, the baselines that publish it, dashed the mean that the paper states.
 
     The baselines' protocols are their own, see `reference.csv`.
