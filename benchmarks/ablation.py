@@ -130,7 +130,7 @@ def result_of(job: Job, row: str, made: Training, evaluation) -> dict:
         **job.settings(row),
         "seed": job.seed,
         "protocol": PROTOCOL,
-        "metrics": evaluation.metrics,
+        "metrics": without_nan(evaluation.metrics),
         "decisions": without_nan(evaluation.decisions),
         "zones": grid.zone_recalls(evaluation.maps, evaluation.masks),
         "seconds": round(made.seconds, 1),

@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..data.files import SUFFIXES
 from ..data.problems import DataError
 from . import pictures
 from .items import shown
@@ -82,7 +83,7 @@ class ExplorerView:
         )
         self.back = _button("", "chevron-left", "Previous image, which scores higher")
         self.forth = _button("", "chevron-right", "Next image, which scores lower")
-        self.upload = w.FileUpload(accept=".png,.jpg,.jpeg,.bmp,.tif,.tiff", description="Upload an image")
+        self.upload = w.FileUpload(accept=",".join(sorted(SUFFIXES)), description="Upload an image")
         self.upload.layout.width = "176px"
         self.map = w.ToggleButtons(
             options=[(MAPS[name][0], name) for name in self.explorer.names],
