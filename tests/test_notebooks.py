@@ -41,7 +41,7 @@ def test_executed_in_order_without_errors(code):
 def test_light_valid_and_of_no_machine(path):
     notebook, text = nbformat.read(path, 4), path.read_text(encoding="utf-8")
     nbformat.validate(notebook)
-    assert len(text) < 500_000
+    assert len(text) < 3_000_000
     assert "widget-view" not in text
     assert "widgets" not in notebook.metadata
     assert notebook.metadata.kernelspec.name == "python3"

@@ -23,7 +23,7 @@ def run(path: Path, figures: Path):
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": folder}})
         client.execute()
-        for picture in sorted(Path(folder, "results/figures").glob(f"{path.name[:2]}_*.png")):
+        for picture in sorted(Path(folder, "results/figures").glob(f"{path.name[:2]}_*.[pg]*")):
             shutil.copy(picture, figures / picture.name)
     nbformat.write(notebook, path)
     lighten(str(path))

@@ -98,10 +98,10 @@ def image_grid(
     return fig, panels, bars
 
 
-def save_figure(fig: Figure, path: str | Path, max_kb: int = 150) -> Path:
+def save_figure(fig: Figure, path: str | Path, max_kb: int = 400) -> Path:
     """Write a PNG of at most `max_kb` kilobytes (of 1000 bytes), whole or not at all; returns its path.
 
-    Tries falling resolutions from 120 dpi, at each all colours and then the best 256. Raises ValueError when
+    Tries falling resolutions from 160 dpi, at each all colours and then the best 256. Raises ValueError when
     even 60 dpi is too large; the old file then stays.
     """
     data = _small_png(fig, 1000 * max_kb)
@@ -110,7 +110,7 @@ def save_figure(fig: Figure, path: str | Path, max_kb: int = 150) -> Path:
 
 def _small_png(fig: Figure, limit: int) -> bytes:
     """The first PNG of at most `limit` bytes among falling qualities."""
-    for dpi in (120, 100, 80, 60):
+    for dpi in (160, 120, 100, 80, 60):
         drawn = io.BytesIO()
         fig.savefig(drawn, format="png", dpi=dpi, facecolor="white")
         picture = Image.open(drawn).convert("RGB")
