@@ -5,7 +5,8 @@ from importlib.resources import files
 import pandas as pd
 
 COMMAND = (
-    "python benchmarks/ablation.py --data pcb=dmdd_lite/data/samples/pcb --teacher tf_efficientnet_lite0.pypi "
+    "python benchmarks/ablation.py --data pcb=dmdd_lite/data/samples/pcb "
+    "--teacher tf_efficientnet_lite0.pypi "
     "--image-size 128 --iterations 300 --batch-size 8 --seeds 0 1 2 "
     "--rows plain good pairs ngm aim summed no_attention channel spatial coordinate self msn_alone full"
 )
