@@ -28,7 +28,6 @@ GAP = pd.DataFrame(
     [("plain", 10, 0.1, 0.0, 0.4), ("DMDD", 10, 0.2, 0.1, 0.5), ("plain", 20, 0.3, 0.2, 0.6)],
     columns=["model", "iteration", "seen inside", "seen outside", "restored inside"],
 )
-FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "plain_weight": 0.0, "aupro": [0.5, 0.7, 0.9]})
 ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
     columns=["row", "data", "seed", "aupro"],
@@ -37,7 +36,6 @@ CHANNELS = RNG.normal(size=(4, 4, 4)) * np.array([1, 9, 3, 7])[:, None, None]
 FIELD, ANGLES = RNG.normal(size=(3, 4, 2)), np.linspace(0, 3, 9).reshape(3, 3)
 SHARES = pd.DataFrame({"share": [0.5, 0.1], "regions": [1, 3], "size": [0.5, 0.03], "empty": [0, 0.2]})
 DEPTHS = pd.DataFrame({"plain": [0.1, 0.5], "new": [0.2, 0.7]}, index=[-1, 1])
-TRUST = pd.DataFrame({"defects": [0.5, 0.7], "good": [1.0, 1.1]}, index=["N /4", "N /8"])
 WEIGHTS = RNG.random((3, 2, 8, 10))
 COPIES = ({"m": np.array([0.1, 0.2, 1])}, {"m": np.array([0.9, 0.8, 0.1])})
 DISTANCES = {"real": {"hole": np.arange(21.0), "stain": np.full(3, 4.0)}}
@@ -68,12 +66,10 @@ CASES = [
     ("distributions", ({"s": {"raw": np.arange(9.0), "b": FLAT}}, "distance"), [], ["raw", "b", "distance"]),
     ("capacity", ([0, 0.5, 1], {"AUPRO": [1, 60, 15]}, {"good": [1, 0.1, 0]}, [0.5]),
      [[1, 60, 15], [1, 0.1, 1e-6], [0.5, 0.5]], []),
-    ("msn", (("channel", "self"),), [], ["attention:\nchannel\nself"]),
+    ("msn", (("channel", "self"), "attention"), [], ["six maps $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$"]),
     ("weights", (IMAGES, WEIGHTS, ["a", "b"], [*"xyz"], MASKS), [WEIGHTS[2, 1]], ["a", "z"]),
     ("weights", (IMAGES[:1], np.ones((1, 1, 8, 9)), ["a"], ["x"], MASKS[:1]), [np.ones((8, 9))], []),
-    ("trust", (TRUST,), [[0.5, 0.7], [1.0, 1.1]], ["N /4", "good"]),
-    ("ablation", (FUSIONS, 0.0, {"sum": {"aupro": 0.65}}, ("aupro",)), [[50, 70], [60], [65, 65]], ["msn"]),
-    ("groups", ({"real": np.arange(101.0), "good": np.arange(11.0)}, "sums"), [[50, 50], [5, 5]], ["real"]),
+    ("dilations", (FLAT[0], (9, 9), (1, 4)), [FLAT[0]], ["dilation 4"]),
     ("threshold_choice", (*map(np.array, SEPARABLE), {"held out": 0.4}, 0.05, (1, 10)), [[0.4, 0.4]],
      ["held out"]),
     ("outlines", (IMAGES[:2], MASKS[1:], MAPS["fused"][:2], {"never": 9.0}, ["x", "y"]), [IMAGES[1]],
@@ -148,7 +144,7 @@ def test_ground_truth_and_decision_are_outlined_where_they_are():
         ("examples", (IMAGES, MASKS, MAPS, ["a", "b"]), "2 titles for 3 images"),
         ("panels", ({"a": IMAGES, "b": FLAT},), "'b' has 1 rows, the first 3"),
         ("score_histogram", (np.zeros(3), np.zeros(2, bool)), "labels"),
-        ("ablation", (FUSIONS, 0.3, {}, ("aupro",)), r"no row with plain_weight 0\.3; there are \[0\.0\]"),
+        ("msn", ((), "student"), "unknown part student"),
         ("strengths", ({"real": {"hole": np.array([])}}, 1.0), "no distances"),
         ("threshold_choice", (np.ones(2), np.ones(2, bool), {}, 0.1, (1,)), "good and anomalous"),
     ],

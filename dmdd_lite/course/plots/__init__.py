@@ -16,15 +16,7 @@ from .distillation import (
     plot_zones,
 )
 from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
-from .msn import (
-    plot_ablation,
-    plot_groups,
-    plot_msn,
-    plot_outlines,
-    plot_threshold_choice,
-    plot_trust,
-    plot_weights,
-)
+from .msn import plot_dilations, plot_msn, plot_outlines, plot_threshold_choice, plot_weights
 from .pairs import (
     plot_gradients,
     plot_mosaic,
@@ -48,17 +40,16 @@ __all__ = [
     "DECISION",
     "TRUTH",
     "feature_colours",
-    "plot_ablation",
     "plot_answers",
     "plot_arrows",
     "plot_capacity",
     "plot_channels",
     "plot_decoupling",
+    "plot_dilations",
     "plot_distributions",
     "plot_examples",
     "plot_gap",
     "plot_gradients",
-    "plot_groups",
     "plot_losses",
     "plot_mosaic",
     "plot_msn",
@@ -75,7 +66,6 @@ __all__ = [
     "plot_strengths",
     "plot_threshold_choice",
     "plot_thresholds",
-    "plot_trust",
     "plot_weights",
     "plot_zones",
 ]
