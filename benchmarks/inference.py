@@ -59,7 +59,7 @@ def anomalib_baseline(config: Config, device: torch.device):
 
     model = ReverseDistillationModel(
         backbone=config.teacher,
-        input_size=(config.image_size, config.image_size),
+        input_size=config.size,
         layers=("layer1", "layer2", "layer3"),
         anomaly_map_mode=AnomalyMapGenerationMode.ADD,
         pre_trained=False,
@@ -81,7 +81,7 @@ def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
     the device's rate. A call ends on the CPU, so nothing is left running."""
     call, found = (ours if options.serve == OURS else anomalib_baseline)(config, device), {}
     for batch in sorted(options.batches):
-        shape = (batch, 3, config.image_size, config.image_size)
+        shape = (batch, 3, *config.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         measure.timed(lambda: call(images), device, WARM_UP)  # noqa: B023
         with measure.peak_memory(device) as memory:
