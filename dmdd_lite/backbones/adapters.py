@@ -100,10 +100,10 @@ class Adapter(nn.Module):
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, H, W) of another size: bilinear, or averages where neither side grows and one halves."""
-    now = tuple(maps.shape[-2:])
-    if now == tuple(size):
+    sides = list(zip(maps.shape[-2:], size, strict=True))
+    if all(old == new for old, new in sides):
         return maps
-    if all(old >= new for old, new in zip(now, size, strict=True)) and max(now) >= 2 * max(size):
+    if all(old >= new for old, new in sides) and any(old >= 2 * new for old, new in sides):
         return F.adaptive_avg_pool2d(maps, size)
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
