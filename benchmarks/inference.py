@@ -48,7 +48,7 @@ def ours(config: Config, device: torch.device):
 
 def anomalib_call(config: Config, device: torch.device):
     """The call of anomalib's model: the same images -> its map (B, 1, S, S) and scores (B, 1)."""
-    model = reverse_distillation.build(config.teacher, config.image_size).to(device).eval()
+    model = reverse_distillation.build(config.teacher, config.size).to(device).eval()
 
     @torch.inference_mode()
     def call(images):
@@ -64,7 +64,7 @@ def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
     the device's rate. A call ends on the CPU, so nothing is left running."""
     call, found = (ours if options.serve == OURS else anomalib_call)(config, device), {}
     for batch in sorted(options.batches):
-        shape = (batch, 3, config.image_size, config.image_size)
+        shape = (batch, 3, *config.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         measure.timed(lambda: call(images), device, WARM_UP)  # noqa: B023
         with measure.peak_memory(device) as memory:

@@ -15,14 +15,14 @@ def available(teacher: str) -> bool:
     return teacher.startswith(("resnet", "wide_resnet")) and find_spec("anomalib") is not None
 
 
-def build(teacher: str, size: int) -> torch.nn.Module:
-    """Its model with three layers, channels last."""
+def build(teacher: str, size: tuple[int, int]) -> torch.nn.Module:
+    """Its model with three layers for images of `size` (height, width), channels last."""
     from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
     from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 
     model = ReverseDistillationModel(
         backbone=teacher,
-        input_size=(size, size),
+        input_size=size,
         layers=("layer1", "layer2", "layer3"),
         anomaly_map_mode=AnomalyMapGenerationMode.ADD,
         pre_trained=False,

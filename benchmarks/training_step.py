@@ -66,7 +66,7 @@ def ways_of(options) -> dict[str, list[str]]:
 def build(config: Config, count: int, device: torch.device) -> training.Trainer:
     """A trainer on random images."""
     torch.manual_seed(0)
-    shape = (count, 3, config.image_size, config.image_size)
+    shape = (count, 3, *config.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     teacher = build_teacher(config.teacher, "random", image_size=config.image_size).to(device)
     data = training.TrainingData(images, images[:1], None, images[:100].clone(), {})
@@ -93,8 +93,8 @@ def iteration(trainer, times: int, calls: int) -> float:
 def parts(trainer, times: int, calls: int) -> dict[str, float]:
     """Seconds of the parts of an iteration, each on its own."""
     model, device, config = trainer.model, trainer.device, trainer.config
-    pairs, side = trainer.pairs.batch(0), config.image_size // model.teacher.info.strides[0]
-    shape = (2 * config.batch_size, model.calibration.level.numel(), side, side)
+    pairs, stride = trainer.pairs.batch(0), model.teacher.info.strides[0]
+    shape = (2 * config.batch_size, model.calibration.level.numel(), *(n // stride for n in config.size))
     maps = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
     mask = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
 
@@ -125,10 +125,10 @@ def operations(trainer) -> dict[str, int]:
 
 def serve_reference(config: Config, options, device: torch.device) -> dict:
     """Seconds and memory of an iteration of the baseline."""
-    shape = (options.images, 3, config.image_size, config.image_size)
+    shape = (options.images, 3, *config.size)
     with measure.peak_memory(device) as memory:
         images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-        model = reverse_distillation.build(config.teacher, config.image_size).to(device)
+        model = reverse_distillation.build(config.teacher, config.size).to(device)
         step = reverse_distillation.training_step(model, images, lambda: autocast(device, config.precision))
         measure.timed(lambda: step(config.batch_size), device, 2)
         seconds = measure.timed(lambda: step(config.batch_size), device, options.iterations)
