@@ -15,7 +15,7 @@ from .distillation import (
     plot_recall_by_depth,
     plot_zones,
 )
-from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
+from .features import feature_colours
 from .msn import (
     plot_ablation,
     plot_groups,
@@ -51,10 +51,7 @@ __all__ = [
     "plot_ablation",
     "plot_answers",
     "plot_arrows",
-    "plot_capacity",
-    "plot_channels",
     "plot_decoupling",
-    "plot_distributions",
     "plot_examples",
     "plot_gap",
     "plot_gradients",
