@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dmdd_lite.course import figures, plots
+from dmdd_lite.course.plots import problem
 from dmdd_lite.course.zones import split_zones
 
 RNG = np.random.default_rng(0)
@@ -32,7 +33,6 @@ ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
     columns=["row", "data", "seed", "aupro"],
 )
-CHANNELS = RNG.normal(size=(4, 4, 4)) * np.array([1, 9, 3, 7])[:, None, None]
 FIELD, ANGLES = RNG.normal(size=(3, 4, 2)), np.linspace(0, 3, 9).reshape(3, 3)
 SHARES = pd.DataFrame({"share": [0.5, 0.1], "regions": [1, 3], "size": [0.5, 0.03], "empty": [0, 0.2]})
 DEPTHS = pd.DataFrame({"plain": [0.1, 0.5], "new": [0.2, 0.7]}, index=[-1, 1])
@@ -62,10 +62,6 @@ CASES = [
     ("recall_by_depth", (DEPTHS, 1), [DEPTHS["new"]], ["plain", "new"]),
     ("gap", (GAP,), [[0.1, 0.3], [0.5]], ["plain", "DMDD"]),
     ("answers", COPIES, [], ["copies: 67%", "restores: 33%"]),
-    ("channels", (IMAGES[0], {"s": CHANNELS}, 2), [IMAGES[0], CHANNELS[1], CHANNELS[3]], ["channel 3"]),
-    ("distributions", ({"s": {"raw": np.arange(9.0), "b": FLAT}}, "distance"), [], ["raw", "b", "distance"]),
-    ("capacity", ([0, 0.5, 1], {"AUPRO": [1, 60, 15]}, {"good": [1, 0.1, 0]}, [0.5]),
-     [[1, 60, 15], [1, 0.1, 1e-6], [0.5, 0.5]], []),
     ("msn", (("channel", "self"), "attention"), [], ["six maps $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$"]),
     ("weights", (IMAGES, WEIGHTS, ["a", "b"], [*"xyz"], MASKS), [WEIGHTS[2, 1]], ["a", "z"]),
     ("weights", (IMAGES[:1], np.ones((1, 1, 8, 9)), ["a"], ["x"], MASKS[:1]), [np.ones((8, 9))], []),
@@ -168,3 +164,19 @@ def test_save_figure_lowers_its_quality_until_it_fits(tmp_path):
     assert large.stat().st_size > 20_000 >= small.stat().st_size
     assert Image.open(large).mode == "RGB"
     assert Image.open(small).convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_figures_of_the_problem_are_drawn():
+    regions = MASKS[0] * 1 + 2 * np.roll(MASKS[0], 15, 1) * ~MASKS[0]
+    rising, cells = np.linspace(0, 1, 5), np.ones((3, 2, 2), int)
+    drawn = [
+        problem.plot_families(),
+        problem.plot_kinds(IMAGES, MASKS, [*"abc"]),
+        problem.plot_matches(IMAGES, 255 - IMAGES, cells, 8, [*"abc"]),
+        problem.plot_scores({"x": np.array([0.1, 0.2, 0.6])}, np.array([False, True, True])),
+        problem.plot_blobs(regions, MAPS["fused"][0], 0.5),
+        problem.plot_pixel_metrics(rising, rising, 1 - rising / 2, np.stack([rising, rising**2], 1), 2),
+    ]
+    for fig in drawn:
+        fig.draw_without_rendering()
+    assert any(np.array_equal(values, rising**2) for values in shown(drawn[-1]))

@@ -19,7 +19,7 @@ from ..utils import autocast
 
 
 def keep_distances(detector: Detector, images: Tensor, batch: int = 8) -> Features:
-    """The maps of both branches, fine to coarse, N before A: uint8 (N, 3, S, S) -> (N, H_k, W_k) each, on the
+    """The maps of both branches, fine to coarse, N before A: uint8 (N, 3, H, W) -> (N, H_k, W_k) each, on the
     CPU."""
     outputs = [detector.output(part)[0] for part in images.split(batch)]
     maps = zip(*([*output.normality, *output.abnormality] for output in outputs), strict=True)
@@ -28,9 +28,8 @@ def keep_distances(detector: Detector, images: Tensor, batch: int = 8) -> Featur
 
 def score_map(values: Tensor, category: Category, masks: np.ndarray, config: Config) -> dict[str, float]:
     """Metrics, as fractions of 1, of distances or logits (N, h, w): enlarged and smoothed as the package does
-    it with logits, masks bool (N, S, S). A sigmoid afterwards would change none of them."""
-    size = (config.image_size, config.image_size)
-    full = smooth(stack_maps([values.float()], size)[:, 0], sigma_of(config))
+    it with logits, masks bool (N, H, W). A sigmoid afterwards would change none of them."""
+    full = smooth(stack_maps([values.float()], config.size)[:, 0], sigma_of(config))
     labels, scores = np.asarray(category.labels), image_scores(full).numpy()
     return evaluate_maps(full.numpy(), masks, scores, labels, None, category.outlined)
 

@@ -15,7 +15,7 @@ from .distillation import (
     plot_recall_by_depth,
     plot_zones,
 )
-from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
+from .features import feature_colours
 from .msn import plot_dilations, plot_msn, plot_outlines, plot_threshold_choice, plot_weights
 from .pairs import (
     plot_gradients,
@@ -42,11 +42,8 @@ __all__ = [
     "feature_colours",
     "plot_answers",
     "plot_arrows",
-    "plot_capacity",
-    "plot_channels",
     "plot_decoupling",
     "plot_dilations",
-    "plot_distributions",
     "plot_examples",
     "plot_gap",
     "plot_gradients",
