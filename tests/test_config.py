@@ -1,4 +1,4 @@
-"""The configuration refuses what is out of range, and README.md lists it as it is."""
+"""The configuration refuses what is out of range, and docs/provenance.md lists it as it is."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from dmdd_lite.config import Config
 from dmdd_lite.options import LABELS, differences, provenance_table
 from dmdd_lite.plus.config import PlusConfig
 
-README = Path(__file__).parent.parent / "README.md"
+PROVENANCE = Path(__file__).parent.parent / "docs/provenance.md"
 
 
 def test_json_round_trip_and_unknown_fields():
@@ -29,7 +29,7 @@ def test_json_round_trip_and_unknown_fields():
 def test_every_field_has_its_origin_and_readme_lists_them(options):
     fields = dataclasses.fields(options)
     assert all(item.metadata["label"] in LABELS and item.metadata["text"] for item in fields)
-    assert provenance_table(options) in README.read_text(encoding="utf-8")
+    assert provenance_table(options) in PROVENANCE.read_text(encoding="utf-8")
     assert len(fields) <= 30
 
 
