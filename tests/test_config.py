@@ -1,12 +1,13 @@
 """The configuration refuses what is out of range, and docs/provenance.md lists it as it is."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from dmdd_lite.config import Config
-from dmdd_lite.options import LABELS, differences, provenance_table
+from dmdd_lite.options import LABELS, differences, provenance_table, read_setting
 from dmdd_lite.plus.config import PlusConfig
 
 PROVENANCE = Path(__file__).parent.parent / "docs/provenance.md"
@@ -23,6 +24,15 @@ def test_json_round_trip_and_unknown_fields():
         Config.from_dict({**config.to_dict(), "lambda_": 1})
     with pytest.raises(ValueError, match=r"unknown configuration field wieght.*pool, channels"):
         Config(plus={"wieght": 1.0})
+
+
+def test_both_forms_of_the_image_size():
+    """A square is one number in either form, so that its runs and results are the same."""
+    oblong = Config.from_dict(dict([read_setting("image_size=[192, 320]")]))
+    assert oblong.image_size == oblong.size == (192, 320)
+    assert Config.from_dict(json.loads(json.dumps(oblong.to_dict()))) == oblong
+    assert Config(image_size=[256, 256]) == Config() != oblong
+    assert Config().size == (256, 256)
 
 
 @pytest.mark.parametrize("options", [Config, PlusConfig])

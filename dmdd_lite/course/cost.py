@@ -36,7 +36,7 @@ def pair_operations(config: Config) -> Operations:
     """Count the operations of a pair, without computing any: on PyTorch's meta device, so that no weights are
     needed. Raises TeacherError for an unknown teacher."""
     model = _on_meta(config).train()
-    images = torch.empty(2, 3, config.image_size, config.image_size, device="meta")
+    images = torch.empty(2, 3, *config.size, device="meta")
     with FlopCounterMode(display=False) as teaching:
         features = model.teacher(images)
     with FlopCounterMode(display=False) as learning:
@@ -56,7 +56,7 @@ def image_operations(config: Config) -> int:
     """Operations of the forward pass of one image, counted as `pair_operations` does; what it raises."""
     model = _on_meta(config).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, config.image_size, config.image_size, device="meta"))
+        model(torch.empty(1, 3, *config.size, device="meta"))
     return counter.get_total_flops()
 
 

@@ -37,7 +37,7 @@ class KeptMaps(NamedTuple):
 
 
 class KeptSplit(NamedTuple):
-    """A test split as a detector of `config` saw it: images uint8 (N, 3, S, S), masks bool (N, S, S), and the
+    """A test split as a detector of `config` saw it: images uint8 (N, 3, H, W), masks bool (N, H, W), and the
     model's output of all N images on the CPU."""
 
     config: Config
@@ -118,7 +118,7 @@ def train_msns(
 def keep_output(
     detector: Detector, images: Tensor, batch_size: int = 8, progress: bool = True
 ) -> ModelOutput:
-    """The model's output of uint8 images (N, 3, S, S), on the CPU in single precision."""
+    """The model's output of uint8 images (N, 3, H, W), on the CPU in single precision."""
     outputs = []
     with Progress(len(images), "keeping maps", enabled=progress) as bar:
         for batch in images.split(batch_size):
@@ -207,7 +207,7 @@ def summarise(scores: pd.DataFrame, metrics: Sequence[str] = METRICS[:4]) -> pd.
 
 def with_msn(detector: Detector, msn: MSN, held_out: Tensor) -> Detector:
     """A copy of the detector with another MSN of the same attentions, and the thresholds that held-out good
-    images, uint8 (N, 3, S, S), give it."""
+    images, uint8 (N, 3, H, W), give it."""
     model = copy.deepcopy(detector.model)
     model.msn.load_state_dict(msn.state_dict())
     return Detector.calibrated(model, detector.plus, held_out, detector.facts)

@@ -41,7 +41,7 @@ class NearestNeighbour:
     def fit(
         self, teacher: Teacher, images: Tensor, patches: int = 10_000, seed: int = 0, batch: int = 8
     ) -> "NearestNeighbour":
-        """Keep `patches` random patches of good images, uint8 (N, 3, S, S), or all if there are no more.
+        """Keep `patches` random patches of good images, uint8 (N, 3, H, W), or all if there are no more.
 
         Which ones are kept depends on `seed` alone, not on `batch` or the device.
         """
@@ -63,7 +63,7 @@ class NearestNeighbour:
 
     @torch.no_grad()
     def maps(self, images: Tensor, batch: int = 8) -> Tensor:
-        """Smoothed distance at every pixel: uint8 (N, 3, S, S) -> float32 (N, S, S) on the CPU."""
+        """Smoothed distance at every pixel: uint8 (N, 3, H, W) -> float32 (N, H, W) on the CPU."""
         grid, size = _grid(images, self.stride), images.shape[-2:]
         found = []
         for scales in self._patches(images, batch):
@@ -112,7 +112,7 @@ class SubspaceStudent:
 
     @torch.no_grad()
     def fit(self, teacher: Teacher, images: Tensor, batch: int = 8) -> "SubspaceStudent":
-        """Components of all pixels of good images, uint8 (N, 3, S, S), at every scale on its own.
+        """Components of all pixels of good images, uint8 (N, 3, H, W), at every scale on its own.
 
         Sets `means` (C_k,), `components` (C_k, C_k) with the first in column 0, and their falling
         `variances` (C_k,). Covariances are summed in float64, so memory does not grow with N.
@@ -155,7 +155,7 @@ class SubspaceStudent:
 
     @torch.no_grad()
     def maps(self, images: Tensor, share: float, sigma: float = 4.0, batch: int = 8) -> Tensor:
-        """Sum of the distances over scales, smoothed: uint8 (N, 3, S, S) -> float32 (N, S, S) on the CPU."""
+        """Sum of the distances over scales, smoothed: uint8 (N, 3, H, W) -> float32 (N, H, W) on the CPU."""
         parts = (self.distances(f, share) for f in self.teacher.stream(images, batch))
         return torch.cat([_full_size(part, images.shape[-2:], sigma) for part in parts])
 
@@ -165,5 +165,5 @@ def _grid(images: Tensor, stride: int) -> tuple[int, int]:
 
 
 def _full_size(coarse: list[Tensor], size: tuple[int, int], sigma: float) -> Tensor:
-    """Maps of one batch, (B, h_k, w_k) each, summed at full size (B, S, S), smoothed, on the CPU."""
-    return smooth(stack_maps(coarse, size).sum(1), sigma * size[0] / 256).cpu()
+    """Maps of one batch, (B, h_k, w_k) each, summed at full size (B, H, W), smoothed, on the CPU."""
+    return smooth(stack_maps(coarse, size).sum(1), sigma * min(size) / 256).cpu()
