@@ -69,7 +69,7 @@ CASES = [
     ("threshold_choice", (*map(np.array, SEPARABLE), {"held out": 0.4}, 0.05, (1, 10)), [[0.4, 0.4]],
      ["held out"]),
     ("outlines", (IMAGES[:2], MASKS[1:], MAPS["fused"][:2], {"never": 9.0}, ["x", "y"]), [IMAGES[1]],
-     ["never: 9.00", "y"]),
+     ["never: 9.000", "y"]),
     ("gradients", (ANGLES, np.linspace(-1, 1, 64).reshape(8, 8)), [np.cos(ANGLES).ravel()], []),
     ("noise", ({"a": FLAT + 0.25, "b": GAP_NOISE}, 0.2), [FLAT[0] + 0.25, GAP_NOISE[0]], ["-0.75", "0.75"]),
     ("thresholds", (SHARES, 0.5), [[50, 10], [1, 3], [0, 20]], ["empty masks (%)"]),

@@ -16,7 +16,7 @@ from .distillation import (
     plot_zones,
 )
 from .features import feature_colours
-from .msn import plot_dilations, plot_msn, plot_outlines, plot_threshold_choice, plot_weights
+from .msn import plot_dilations, plot_msn, plot_weights
 from .pairs import (
     plot_gradients,
     plot_mosaic,
@@ -34,6 +34,7 @@ from .results import (
     plot_roc_and_pro,
     plot_score_histogram,
 )
+from .thresholds import plot_outlines, plot_threshold_choice
 
 __all__ = [
     "COLOUR_MAP",

@@ -1,21 +1,14 @@
-"""Figures of the fusion: the MSN drawn, its perceptions and its weights; choosing a threshold."""
+"""Figures of the fusion: the MSN drawn, its perceptions and its weights."""
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
 
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
-from ..thresholds import error_rates, expected_cost
 from .panels import (
-    ANOMALOUS,
     COLOUR_MAP,
-    DECISION,
-    GOOD,
-    OTHERS,
     TRUTH,
     check_images,
     horizontal_bar,
@@ -112,69 +105,4 @@ def plot_weights(
     left = panels[0, 1].get_position().x0
     bars[0].set_position((left, low, panels[0, -1].get_position().x1 - left, height))
     horizontal_bar(fig, ScalarMappable(colours, WEIGHT_COLOURS), bars[0])
-    return fig
-
-
-@styled
-def plot_threshold_choice(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    marked: dict[str, float],
-    prevalence: float,
-    miss_costs: tuple[float, ...],
-) -> Figure:
-    """Left: false alarms and misses by threshold, those `marked` as lines. Right: the expected cost where a
-    share `prevalence` of the images is anomalous, for each price of a miss in false alarms.
-
-    Each cost is drawn relative to its highest, with a dot at its least. Raises ValueError unless both labels
-    occur.
-    """
-    thresholds = np.linspace(min(scores) - 0.02, max(scores) + 0.02, 400)
-    alarms, misses = error_rates(scores, labels, thresholds)
-    fig = new_figure(WIDTH, 3.5)
-    left, right = fig.subplots(1, 2, sharex=True)
-    left.plot(thresholds, alarms, color=GOOD, linewidth=2, label="false alarms")
-    left.plot(thresholds, misses, color=ANOMALOUS, linewidth=2, label="misses")
-    _mark(left, marked)
-    left.set(title="errors", xlabel="threshold", ylim=(-0.02, 1.02))
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    for colour, miss in zip([OTHERS[0], ANOMALOUS, OTHERS[2]], miss_costs, strict=False):
-        cost = expected_cost(alarms, misses, prevalence, miss)
-        least = np.flatnonzero(cost == cost.min())
-        best = least[len(least) // 2]  # the middle of the lowest stretch
-        right.plot(thresholds, cost / cost.max(), color=colour, linewidth=1.8, label=f"{miss:g} : 1")
-        right.plot(thresholds[best], cost[best] / cost.max(), "o", color=colour, markersize=8)
-    right.set(
-        title=f"relative cost, {prevalence:.0%} of the images defective", xlabel="threshold", ylim=(0, 1.05)
-    )
-    for ax, columns, title in ((left, 2, None), (right, len(miss_costs), "price of a miss : a false alarm")):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, title=title)
-    return fig
-
-
-def _mark(ax: Axes, marked: dict[str, float]):
-    """Vertical lines of named thresholds, in the legend."""
-    for i, (name, value) in enumerate(marked.items()):
-        ax.axvline(value, color=INK, linestyle=("--", ":", "-.")[i % 3], linewidth=1.4, label=name)
-
-
-@styled
-def plot_outlines(
-    images: np.ndarray,
-    masks: np.ndarray,
-    maps: np.ndarray,
-    thresholds: dict[str, float],
-    titles: list[str],
-    width: float = WIDTH,
-) -> Figure:
-    """One column per image (N, H, W, 3), one row per threshold: what of the map (N, H, W) lies above it,
-    dashed white, and the ground truth, cyan. Raises ValueError for shapes that differ."""
-    check_images(images, masks=masks, maps=maps)
-    rows = [f"{name}: {value:.2f}" for name, value in thresholds.items()]
-    fig, panels, _ = image_grid((len(rows), *images.shape[1:3]), titles, rows, width=width)
-    for row, column in np.ndindex(panels.shape):
-        ax = panels[row, column]
-        ax.imshow(images[column])
-        outline(ax, masks[column], 0.5, TRUTH)
-        outline(ax, maps[column], list(thresholds.values())[row], DECISION, dash="--")
     return fig
