@@ -48,10 +48,9 @@ CASES = [
     ("examples", (IMAGES, MASKS, MAPS, [*"abc"]), [IMAGES[2], MAPS["normality"][1]], ["fused", "b"]),
     ("examples", (IMAGES[:1], MASKS[2:], {"flat": FLAT}, ["$a_{"]), [FLAT[0]], ["$a_{"]),
     ("pairs", (IMAGES, 255 - IMAGES, MASKS), [IMAGES[0], 255 - IMAGES[1], MASKS[2]], []),
-    ("overlay", (IMAGES[0], MAPS["normality"][0], 0.5, MASKS[0]), [IMAGES[0]], ["above 0.5", "ground truth"]),
     ("score_histogram", (*SEPARABLE, 0.7), [[0.7, 0.7]],
      ["good (2)", "threshold 0.7: 0 false alarms, 1 missed"]),
-    ("score_histogram", ([0.5], [1]), [], ["anomalous (1)"]),
+    ("score_histogram", ([0.5], [1]), [], ["defective (1)"]),
     ("roc_and_pro", ({"sum": CURVE, "fused": CURVE},), [[0, 0.9, 1]], ["sum 50.00", "fused 12.34"]),
     ("losses", (LOSSES,), [LOSSES["ngm"], [200, 200], [196, 196]], [" starts", "ends "]),
     ("losses", (LOSSES[:2],), [LOSSES["ngm"][:2]], ["not trained in this run"]),
@@ -122,15 +121,13 @@ def contours(ax):
     return [artist for artist in ax.collections if isinstance(artist, ContourSet)]
 
 
-def test_ground_truth_and_decision_are_outlined_where_they_are():
+def test_ground_truth_is_outlined_where_it_is():
     pictures = [ax for ax in plots.plot_examples(IMAGES, MASKS, MAPS, [*"abc"]).axes if ax.images]
     assert [ax.images[0].get_clim() for ax in pictures[3::4]] == [(0, 0.8)] * 3  # one range in all rows
     assert [len(contours(ax)) for ax in pictures[::4]] == [1, 1, 0]
     vertices = contours(pictures[0])[0].get_paths()[0].vertices
     assert (vertices.min(0).tolist(), vertices.max(0).tolist()) == ([9.5, 7.5], [24.5, 19.5])
-    both = contours(plots.plot_overlay(IMAGES[0], MAPS["normality"][0], 0.5, MASKS[0]).axes[0])
-    assert [to_hex(c.get_edgecolor()[0]) for c in both] == [plots.TRUTH, plots.DECISION]
-    assert contours(plots.plot_overlay(IMAGES[0], FLAT[0], 9.0).axes[0]) == []
+    assert to_hex(contours(pictures[0])[0].get_edgecolor()[0]) == plots.TRUTH
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
     plot_examples,
     plot_losses,
-    plot_overlay,
     plot_pairs,
     plot_roc_and_pro,
     plot_score_histogram,
@@ -53,7 +52,6 @@ __all__ = [
     "plot_msn",
     "plot_noise",
     "plot_outlines",
-    "plot_overlay",
     "plot_pairs",
     "plot_panels",
     "plot_plane",
