@@ -126,6 +126,12 @@ def tiny_model(**changes):
     return build_model(tiny_config(**changes), tiny_teacher())
 
 
+def tiny_trainer(data, **changes):
+    from dmdd_lite.training import Trainer
+
+    return Trainer(tiny_config(**changes), tiny_model(**changes), data)
+
+
 def tiny_detector(thresholds=None, **changes):
     """Untrained, with DMDD+ unless plus=None."""
     from dmdd_lite.detector import Detector
