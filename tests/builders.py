@@ -18,6 +18,12 @@ def save_image(path: Path, array, mode: str | None = None, **options) -> Path:
     return path
 
 
+def encoded(array, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
 def written(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -126,6 +132,12 @@ def tiny_model(**changes):
     return build_model(tiny_config(**changes), tiny_teacher())
 
 
+def tiny_trainer(data, **changes):
+    from dmdd_lite.training import Trainer
+
+    return Trainer(tiny_config(**changes), tiny_model(**changes), data)
+
+
 def tiny_detector(thresholds=None, **changes):
     """Untrained, with DMDD+ unless plus=None."""
     from dmdd_lite.detector import Detector
@@ -142,6 +154,16 @@ def train_tiny(root: Path, folder: Path | None = None, every=500, watch=None, **
     from dmdd_lite.training import train
 
     return train(tiny_config(**changes), root, "lever", "", folder, "cpu", every, False, watch)
+
+
+def stop_at(iteration: int):
+    """Watches a training, and stops it as Ctrl-C does before that iteration is kept."""
+
+    def watch(trainer):
+        if trainer.iteration == iteration:
+            raise KeyboardInterrupt
+
+    return watch
 
 
 def random_images(count: int, size: int = 64, seed: int = 0):

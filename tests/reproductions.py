@@ -1,6 +1,8 @@
 """A stand-in for notebook 05 that trains nothing: tests hold it, break it, kill its kernel and count it."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,58 +12,70 @@ from dmdd_lite.data.fingerprints import digest, hash_category
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.samples import samples_root
 from dmdd_lite.evaluation import METRICS
-from dmdd_lite.reproduce.notebook import REPRODUCTION
+from dmdd_lite.reproduce.notebook import REPRODUCTION, notebook_parameters
 from dmdd_lite.reproduce.plan import parse, plan
 from dmdd_lite.reproduce.run import Job
 
-CELL = """
-import json, os, signal, time
-from pathlib import Path
-from dmdd_lite.config import Config
-from dmdd_lite.data.fingerprints import digest, hash_category
-from dmdd_lite.data.layout import open_category
-
-folder, name = Path(results_dir), f"{category}_seed{seed}"
-Path(folder, f"kernel_{name}_{os.getpid()}").touch()
-print("hello from", name)
-given = {"teacher": teacher, "teacher_weights": teacher_weights, "teacher_options": teacher_options,
-         "image_size": image_size, "iterations": iterations, "batch_size": batch_size, "seed": seed}
-config = Config.from_dict(dict(**given, **settings))
-while Path(folder, f"hold_{name}").exists():
-    time.sleep(0.05)
-if Path(folder, f"break_{name}").exists():
-    raise RuntimeError("broken on purpose")
-if Path(folder, f"die_{name}").exists():
-    Path(folder, f"die_{name}").unlink()
-    os.kill(os.getpid(), signal.SIGKILL)
-metrics = {"fused": dict.fromkeys(%r, 0.75)}
-values = {"category": category, "seed": seed, "config": config.to_dict(), "metrics": metrics}
-files = hash_category(open_category(data_root, category, check_files=False))
-values |= {"seconds": 90.0, "device": "cpu: test", "files": {**files, "textures": digest({})}}
-values |= {"mask_rule": mask_rule, "layout": layout, "full_size": full_size}
-Path(folder, f"{name}.json").write_text(json.dumps(values))
-with open(folder / "written.txt", "a") as file:
-    file.write(name + "\\n")
+CELL = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from reproductions import stand_in
+stand_in(globals())
 """
+
+
+def write_notebook(path: Path, *sources: str, parameters="steps: int = 3") -> Path:
+    """Code cells after one of parameters."""
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def stand_in(parameters: dict):
+    """What the notebook does in its kernel."""
+    job = Job({name: parameters[name] for name in notebook_parameters(REPRODUCTION)})
+    folder = job.result.parent
+    hold, fail, die = (folder / f"{what}_{job.name}" for what in ("hold", "break", "die"))
+    (folder / f"kernel_{job.name}_{os.getpid()}").touch()
+    print("hello from", job.name)
+    while hold.exists():
+        time.sleep(0.05)
+    if fail.exists():
+        raise RuntimeError("broken on purpose")
+    if die.exists():
+        die.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_result_of(job)
+    with open(folder / "written.txt", "a") as file:
+        file.write(f"{job.name}\n")
 
 
 def small_notebook(path: Path) -> Path:
     document = nbformat.read(REPRODUCTION, 4)
     document.cells = [cell for cell in document.cells if "parameters" in cell.metadata.get("tags", [])]
-    document.cells.append(nbformat.v4.new_code_cell(CELL % (METRICS,)))
+    document.cells.append(nbformat.v4.new_code_cell(CELL))
     nbformat.write(document, path)
     return path
 
 
-def arguments(
-    root: Path, results: Path, *more: str, categories=("fabric", "pcb"), notebook=None
-) -> list[str]:
+def arguments(root: Path, out: Path, *more: str, categories=("fabric", "pcb"), notebook=None) -> list[str]:
     """Of a reproduction of some seconds: an untrained teacher, six iterations."""
-    fixed = ["--teacher", "test_resnet", "--teacher-weights", "random", "--device", "cpu"]
-    fixed += ["--image-size", "64", "--batch-size", "2"]
+    fixed = "--teacher test_resnet --teacher-weights random --device cpu --image-size 64 --batch-size 2"
     steps = [] if "--iterations" in more else ["--iterations", "6"]
     own = ["--notebook", str(notebook)] if notebook else []
-    return [str(root), "--results", str(results), "--categories", *categories, *fixed, *steps, *own, *more]
+    return [
+        str(root),
+        "--results",
+        str(out),
+        "--categories",
+        *categories,
+        *fixed.split(),
+        *steps,
+        *own,
+        *more,
+    ]
 
 
 def written(results: Path) -> list[str]:

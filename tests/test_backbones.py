@@ -1,7 +1,5 @@
 """Teachers of every family: three features of strides 4, 8, 16, whatever timm's network gives and takes."""
 
-from fractions import Fraction
-
 import pytest
 import timm
 import torch
@@ -9,7 +7,7 @@ from builders import random_images, some_samples, tiny_config, train_tiny
 from safetensors.torch import save_file
 from torch import nn
 
-from dmdd_lite.backbones.adapters import STRIDES, Adapter, Cut, choose_cut, given_cut
+from dmdd_lite.backbones.adapters import STRIDES, Adapter, Cut
 from dmdd_lite.backbones.networks import TeacherError, prepare, untrained_network
 from dmdd_lite.detector import Detector
 from dmdd_lite.student import build_student
@@ -19,22 +17,14 @@ IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 SWIN = {"embed_dim": 24, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2)}
 VIT = {"embed_dim": 48, "depth": 4, "num_heads": 2}
 DINO = ("vit_small_patch14_dinov2", VIT)
+HIERA = {"embed_dim": 24, "stages": (1, 1, 1, 1)}
 FAMILIES = [  # each made small, where timm has no small one
-    ("swin_tiny_patch4_window7_224", SWIN),
-    ("swinv2_tiny_window8_256", SWIN),
-    ("swinv2_cr_tiny_224", SWIN),
-    ("test_maxvit", {}),
-    ("test_coatnet", {}),
-    ("hiera_tiny_224", {"embed_dim": 24, "stages": (1, 1, 1, 1), "img_size": 64}),
-    ("efficientformerv2_s0", {"img_size": 64}),
-    ("legacy_xception", {}),
-    ("test_mambaout", {}),
-    ("levit_128s", {"img_size": 64}),
-    ("test_vit", {}),
-    ("deit_tiny_distilled_patch16_224", VIT),
-    DINO,
-    ("vit_small_patch16_dinov3", VIT),
-]
+    ("swin_tiny_patch4_window7_224", SWIN), ("swinv2_tiny_window8_256", SWIN), ("swinv2_cr_tiny_224", SWIN),
+    ("test_maxvit", {}), ("test_coatnet", {}), ("legacy_xception", {}), ("test_mambaout", {}),
+    ("hiera_tiny_224", HIERA | {"img_size": 64}), ("efficientformerv2_s0", {"img_size": 64}),
+    ("levit_128s", {"img_size": 64}), ("deit_tiny_distilled_patch16_224", VIT), DINO,
+    ("vit_small_patch16_dinov3", VIT), ("test_vit", {}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, options", FAMILIES, ids=[name for name, _ in FAMILIES])
@@ -63,39 +53,11 @@ def test_every_family(name, options):
 @pytest.mark.parametrize("name, options", [("test_mambaout", {}), DINO])
 def test_training_saving_and_loading(tmp_path, name, options):
     some_samples(tmp_path, "lever", train=4)
-    trained = train_tiny(
-        tmp_path, None, teacher=name, teacher_options=options, iterations=4, msn_iterations=1
-    )
+    changes = {"teacher": name, "teacher_options": options, "iterations": 4, "msn_iterations": 1}
+    trained = train_tiny(tmp_path, **changes)
     detector = Detector.load(trained.detector.save(tmp_path / "detector"), "cpu")
     before, after = (d.maps(random_images(2))[0] for d in (trained.detector, detector))
     assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-# ---- which features, and how they are made ----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "strides, cut",
-    [
-        ((2, 4, 8, 16, 32), Cut((1, 2, 3), (0, 1, 2))),
-        ((4, 8, 16, 16), Cut((0, 1, 2), (0, 1, 2))),
-        ((8, 16, 32), Cut((0, 1), (0, 0, 1))),
-        ((2, 8, 32), Cut((0, 1), (0, 1, 1))),
-        ((16, 32, 64), Cut((0,), (0, 0, 0))),
-        ((16,) * 12, Cut((2, 5, 8), (0, 1, 2))),
-        ((14,) * 24, Cut((5, 11, 17), (0, 1, 2), Fraction(7, 8))),
-        ((7, 14, 14, 14), Cut((0, 1), (0, 0, 1), Fraction(7, 8))),
-    ],
-)
-def test_choice_of_features(strides, cut):
-    assert choose_cut(strides) == cut
-
-
-def test_features_chosen_by_hand():
-    assert prepare("test_vit", {"out_indices": (1, 3, -1)})[0] == Cut((1, 3, 5), (0, 1, 2))
-    for strides in ((2, 4, 8), (16, 16), (12, 12, 17)):
-        with pytest.raises(ValueError, match="strides"):
-            given_cut(range(len(strides)), strides)
 
 
 def test_tokens_become_a_pyramid():
@@ -115,26 +77,6 @@ def test_tokens_become_a_pyramid():
     assert torch.equal(fine(images)[2], nn.functional.avg_pool2d(images[..., ::4, ::4], 4))
 
 
-def test_layout_is_read_from_the_network():
-    teacher = build_teacher("test_mambaout", "random")
-    inner = teacher.network.network((IMAGES - teacher.mean) / teacher.std)
-    assert [tuple(f.shape[1:]) for f in inner] == [(16, 16, 16), (8, 8, 32), (4, 4, 48)]
-    found = zip(teacher(IMAGES), inner, strict=True)
-    assert all(torch.equal(f, i.permute(0, 3, 1, 2)) for f, i in found)
-
-
-def test_patches_of_14_are_made_16():
-    cut, options = prepare(*DINO, 96)
-    assert (cut.scale, options["img_size"]) == (Fraction(14, 16), 84)
-    teacher = build_teacher(DINO[0], "random", VIT, 0, 96)
-    assert teacher.network.side == (84, 84)
-    seen = []
-    teacher.network.network.register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
-    teacher(torch.rand(1, 3, 96, 96))
-    images, tokens = seen[0]
-    assert (images.shape[-1], tokens[0].shape[-1]) == (84, 6)
-
-
 def test_input_sizes():
     """Of the images where timm adapts the weights, else the network's own, and any that is asked for."""
     assert prepare("test_vit", None, 96)[1]["img_size"] == 96
@@ -145,31 +87,16 @@ def test_input_sizes():
     assert [f.shape[-1] for f in build_teacher("test_vit", "random", None, 0, 96)(IMAGES)] == [16, 8, 4]
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "mobilenetv2_050", "test_convnext"])
-def test_convolutional_networks_stay_as_they_are(name):
-    assert not isinstance(untrained_network(name), Adapter)
-
-
 def test_windows_that_fit_no_small_image():
     with pytest.raises(TeacherError, match=r"takes no images of 64 .*work: resnet18, wide_res.*, mobilenet"):
         build_teacher("halonet26t", "random", None, 0, 64)
     assert untrained_network("halonet26t", None, 128).side == (128, 128)
 
 
-# ---- weights ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name, options, saved",
-    [
-        ("test_vit", {}, 64),
-        ("test_vit", {}, 96),
-        ("test_coatnet", {}, 96),
-        ("swin_tiny_patch4_window7_224", SWIN, 224),
-        (*DINO, 56),
-        ("hiera_tiny_224", {"embed_dim": 24, "stages": (1, 1, 1, 1), "img_size": 64}, 64),
-    ],
-)
+@pytest.mark.parametrize("name, options, saved", [
+    ("test_vit", {}, 64), ("test_vit", {}, 96), ("test_coatnet", {}, 96), (*DINO, 56),
+    ("swin_tiny_patch4_window7_224", SWIN, 224), ("hiera_tiny_224", HIERA | {"img_size": 64}, 64),
+])  # fmt: skip
 def test_weights_of_a_file(tmp_path, name, options, saved):
     """Of a whole model of timm, of another input size too, whose tables timm resizes."""
     plain = {key: value for key, value in options.items() if key != "img_size"}
@@ -189,15 +116,12 @@ def test_weights_of_a_file(tmp_path, name, options, saved):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
-def test_weights_that_fit_one_size_only(tmp_path):
-    small = {"embed_dim": 24, "stages": (1, 1, 1, 1)}
-    state = timm.create_model("hiera_tiny_224", **small, img_size=64).state_dict()
+@pytest.mark.parametrize("saved, options, name, told", [
+    ("hiera_tiny_224", HIERA, "hiera_tiny_224", r"fit only images of their own size.*work: resnet18"),
+    ("test_vit", {}, "test_vit2", r"do not belong to 'test_vit2'.*tensors are missing"),
+])  # fmt: skip
+def test_weights_that_do_not_fit(tmp_path, saved, options, name, told):
+    state = timm.create_model(saved, **options, img_size=64).state_dict()
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(TeacherError, match=r"fit only images of their own size.*img_size.*work: resnet18"):
-        build_teacher("hiera_tiny_224", str(tmp_path / "weights.safetensors"), small, 0, 64)
-
-
-def test_weights_of_another_network(tmp_path):
-    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(TeacherError, match=r"do not belong to 'test_vit2'.*tensors are missing"):
-        build_teacher("test_vit2", str(tmp_path / "weights.safetensors"), None, 0, 64)
+    with pytest.raises(TeacherError, match=told):
+        build_teacher(name, str(tmp_path / "weights.safetensors"), options, 0, 64)

@@ -51,66 +51,8 @@ LATENCY = """slider => {
   window.late = []  // the explorer's own listener came first
   slider.addEventListener('input', event => window.late.push(performance.now() - event.timeStamp))
 }"""
-SCRIPT = Path(dmdd_lite.explorer.__file__).parent / "canvas.js"
-MODULE = "const module = await import('data:text/javascript,' + encodeURIComponent(source))\n"
-# the widget before a model that is told its traits in some order, a frame each, and drawn twice
-RENDER = (
-    """async ([source, names, initial]) => {"""
-    + MODULE
-    + """
-  const later = {
-    image: await (await fetch(initial.image)).arrayBuffer().then(data => new DataView(data)),
-    size: [64, 48], shape: [16, 16], names: ['a', 'b'], chosen: 'b', threshold: 0.25, pixel: [50, 10],
-    truth: new DataView(new Uint8Array(256).fill(1, 100, 130).buffer),
-    maps: {}, opacity: 0.5, show_truth: true,
-  }
-  for (const name of ['a', 'b']) {
-    const values = Uint16Array.from({length: 256}, (_, i) => 4000 * (i % 16))
-    later.maps[name] = {values: new DataView(values.buffer), low: 0, high: 1, title: name, start: 0.5}
-  }
-  const empty = new DataView(new ArrayBuffer(0)), listeners = {}
-  const state = {
-    image: empty, size: [1, 1], shape: [1, 1], names: [], chosen: '', threshold: 0, pixel: [0, 0],
-    truth: empty, maps: {}, opacity: 1, show_truth: false,
-    palette: new DataView(Uint8Array.from({length: 768}, (_, i) => i / 3).buffer),
-    colours: {truth: 'cyan', decision: 'white', picked: 'lime'},
-  }
-  const model = {
-    get: name => state[name],
-    set: (name, value) => { state[name] = value; listeners[`change:${name}`]?.forEach(call => call()) },
-    save_changes: () => {},
-    on: (event, call) => (listeners[event] ??= new Set()).add(call),
-    off: (event, call) => listeners[event].delete(call),
-  }
-  const frames = () => new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))
-  const el = document.body.appendChild(document.createElement('div'))
-  el.style.width = '400px'
-  const close = module.default.render({model, el})
-  for (const name of names) { model.set(name, later[name]); await frames() }
-  await new Promise(go => setTimeout(go, 100))  // the image is decoded
-  await frames()
-  const seen = view => [...view.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).concat(
-    view.querySelector('.dmdd-values').innerText, view.querySelector('output').innerText)
-  const first = seen(el), again = document.body.appendChild(el.cloneNode(false))
-  close()
-  const open = Object.values(listeners).reduce((sum, calls) => sum + calls.size, 0)
-  el.remove()
-  module.default.render({model, el: again})
-  await new Promise(go => setTimeout(go, 100))
-  const second = seen(again)
-  again.remove()
-  return [first, second, open]
-}"""
-)
-CONTOUR = (
-    """async ([source, raw, shape, level]) => {"""
-    + MODULE
-    + """
-  const bytes = Uint8Array.from([0, ...raw])  // at an odd offset of its buffer
-  const values = module.decode(new DataView(bytes.buffer, 1))
-  return [[...values], module.contour(values, shape, level)]
-}"""
-)
+SCRIPT = (Path(dmdd_lite.explorer.__file__).parent / "canvas.js").read_text("utf-8")
+CHECKS = Path(__file__).with_name("browser.js").read_text("utf-8")
 DARK = "() => window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})"
 pytestmark = [
     pytest.mark.slow,
@@ -123,9 +65,8 @@ def address(tmp_path):
     """Of a JupyterLab of its own over tmp_path, untouched by the user's settings, which asks nothing."""
     quiet = tmp_path / ".jupyter/lab/user-settings/@jupyterlab/apputils-extension"
     quiet.mkdir(parents=True)
-    (quiet / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}'
-    )
+    asks = '{"fetchNews": "false", "checkForUpdates": false}'
+    (quiet / "notification.jupyterlab-settings").write_text(asks)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
     environment = kept | {
         "HOME": str(tmp_path),
@@ -197,7 +138,7 @@ def test_outlines_are_the_border_of_what_lies_above(page):
     values = np.uint16(np.clip(900 * (15 - np.hypot(x - 30, y - 20)) + 20000, 0, 65535))
     values[2:4, 2:4] = np.eye(2) * 40000  # two pixels that touch at a corner: one region
     raw = values.astype("<u2").tobytes()
-    read, pieces = page.evaluate(CONTOUR, [SCRIPT.read_text("utf-8"), list(raw), [40, 60], 20000.5])
+    read, pieces = page.evaluate(f"{CHECKS}.contour", [SCRIPT, list(raw), [40, 60], 20000.5])
     assert read == values.ravel().tolist()
     ends = np.array(pieces).reshape(-1, 2, 2)
     counts = np.unique(ends.reshape(-1, 2).round(6), axis=0, return_counts=True)[1]
@@ -215,15 +156,15 @@ def test_the_order_of_messages_makes_no_difference(page, tmp_path):
     data = base64.b64encode(save_image(tmp_path / "a.png", image).read_bytes()).decode()
     names = ["image", "size", "shape", "names", "maps", "chosen", "threshold", "pixel", "truth", "opacity"]
     names.append("show_truth")
-    told = [SCRIPT.read_text("utf-8"), names, {"image": f"data:image/png;base64,{data}"}]
-    expected, again, open_ = page.evaluate(RENDER, told)
+    told = [SCRIPT, names, {"image": f"data:image/png;base64,{data}"}]
+    expected, again, open_ = page.evaluate(f"{CHECKS}.render", told)
     assert len(expected) == 5
     assert open_ == 0
     assert again == expected
     assert expected[-2:] == ["Pixel (50, 10) · a 0.732 · b 0.732", "0.250 · 68.75 % of the image above"]
     for seed in range(4):
         told[1] = np.random.default_rng(seed).permutation(names).tolist()
-        assert page.evaluate(RENDER, told)[0] == expected, told[1]
+        assert page.evaluate(f"{CHECKS}.render", told)[0] == expected, told[1]
 
 
 def drag(page, slider) -> float:
@@ -238,46 +179,47 @@ def drag(page, slider) -> float:
     return statistics.median(page.evaluate("() => window.late"))
 
 
-def test_explorer_in_jupyterlab(root, tmp_path, address, page):
-    folder = root / "lever/test/good"
-    code = CELL.format(tests=str(Path(__file__).parent), folder=str(folder), image=str(folder / "000.png"))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "n.ipynb")
-    open_lab(page, address, tmp_path / "server.log")
-    explorer = run_all(page, "n.ipynb")
-    beside = page.locator(".jp-OutputArea", has=explorer).locator(".jp-RenderedImage")
-    assert beside.count() == 0, "the static twin is shown beside the controls"
-    assert explorer.get_by_text("javascript error").count() == 0
-    panels = explorer.locator(".dmdd-panels figure")
-    assert panels.count() == 6
-    outlined = explorer.locator("figure[data-map=plus] canvas")
-    other = explorer.locator("figure[data-map=normality] canvas")
-    reading, distances = explorer.locator(".dmdd-reading"), explorer.locator(".dmdd-distances")
-    hovered, slider = explorer.locator(".dmdd-values"), explorer.locator("input[type=range]")
+def changed(element, text: str):
+    """Wait until it says something else."""
+    element.page.wait_for_function("([e, t]) => e.innerText !== t", arg=[element.element_handle(), text])
 
-    def changed(element, text: str):
-        page.wait_for_function("([e, text]) => e.innerText !== text", arg=[element.element_handle(), text])
 
-    def drawn_anew(canvas, picture: str):
-        page.wait_for_function("([e, p]) => e.toDataURL() !== p", arg=[canvas.element_handle(), picture])
+def drawn_anew(canvas, picture: str):
+    canvas.page.wait_for_function("([e, p]) => e.toDataURL() !== p", arg=[canvas.element_handle(), picture])
 
-    # a click, the arrow keys and the mouse above a panel tell of a pixel, in all panels
+
+def canvas_of(explorer, name: str):
+    return explorer.locator(f"figure[data-map={name}] canvas")
+
+
+def at(canvas, x: float, y: float) -> dict:
+    """A place by shares of its sides."""
+    box = canvas.bounding_box()
+    return {"x": x * box["width"], "y": y * box["height"]}
+
+
+def check_pixels(explorer):
+    """A click, the arrow keys and the mouse above a panel tell of a pixel, in all panels."""
+    clicked, other = (canvas_of(explorer, name) for name in ("plus", "normality"))
+    distances, hovered = explorer.locator(".dmdd-distances"), explorer.locator(".dmdd-values")
     told, picture = distances.inner_text(), other.evaluate(PICTURE)
-    width, height = (outlined.bounding_box()[side] for side in ("width", "height"))
-    outlined.click(position={"x": 0.1 * width, "y": 0.9 * height})
+    clicked.click(position=at(clicked, 0.1, 0.9))
     changed(distances, told)
     drawn_anew(other, picture)
     told = distances.inner_text()
-    page.keyboard.press("ArrowRight")
+    explorer.page.keyboard.press("ArrowRight")
     changed(distances, told)
     told = hovered.inner_text()
-    outlined.hover(position={"x": 0.6 * width, "y": 0.3 * height})
+    clicked.hover(position=at(clicked, 0.6, 0.3))
     changed(hovered, told)
-    page.screenshot(path=tmp_path / "hovered.png")
 
-    # the outline moves while the threshold is dragged, the kernel hears of it at the end
+
+def check_threshold(explorer):
+    """The outline moves while the threshold is dragged, the kernel hears of it at the end."""
+    page, outlined, reading = explorer.page, canvas_of(explorer, "plus"), explorer.locator(".dmdd-reading")
     told, picture = reading.inner_text(), outlined.evaluate(PICTURE)
     decision = reading.locator(".dmdd-verdict").inner_text()
-    late = drag(page, slider)
+    late = drag(page, explorer.locator("input[type=range]"))
     assert outlined.evaluate(PICTURE) != picture
     assert reading.inner_text() == told
     assert late < 50, f"{late:.1f} ms"
@@ -289,33 +231,52 @@ def test_explorer_in_jupyterlab(root, tmp_path, address, page):
     changed(reading, told)
     drawn_anew(outlined, moved)
 
-    # the wheel zooms into all panels, a drag moves them, which chooses no pixel
-    told = distances.inner_text()
-    for gesture in ("zoom", "pan", "whole"):
-        picture = other.evaluate(PICTURE)
-        if gesture == "zoom":
-            outlined.hover(position={"x": 0.5 * width, "y": 0.5 * height})
-            page.mouse.wheel(0, -700)
-        elif gesture == "pan":
-            page.mouse.down()
-            outlined.hover(position={"x": 0.8 * width, "y": 0.8 * height})
-            page.mouse.up()
-            page.screenshot(path=tmp_path / "zoomed.png")
-        else:
-            outlined.dblclick()
-        drawn_anew(other, picture)
-        if gesture == "pan":
-            assert distances.inner_text() == told
 
+def check_zoom(explorer):
+    """The wheel zooms into all panels, a drag moves them, which chooses no pixel."""
+    page, canvas, other = explorer.page, canvas_of(explorer, "plus"), canvas_of(explorer, "normality")
+    distances = explorer.locator(".dmdd-distances")
+    told, picture = distances.inner_text(), other.evaluate(PICTURE)
+    canvas.hover(position=at(canvas, 0.5, 0.5))
+    page.mouse.wheel(0, -700)
+    drawn_anew(other, picture)
+    picture = other.evaluate(PICTURE)
+    page.mouse.down()
+    canvas.hover(position=at(canvas, 0.8, 0.8))
+    page.mouse.up()
+    drawn_anew(other, picture)
+    assert distances.inner_text() == told
+    picture = other.evaluate(PICTURE)
+    canvas.dblclick()
+    drawn_anew(other, picture)
+
+
+def check_theme(explorer):
+    reading, hovered = explorer.locator(".dmdd-reading"), explorer.locator(".dmdd-values")
+    light = brightness(reading)
+    explorer.page.evaluate(DARK)
+    explorer.page.locator("body[data-jp-theme-light='false']").wait_for(state="attached")
+    assert canvas_of(explorer, "plus").evaluate("c => c.width") > 100, "the pictures are gone"
+    for element in (reading, hovered):
+        assert light < 128 < brightness(element), "the text does not follow the theme"
+
+
+def test_explorer_in_jupyterlab(root, tmp_path, address, page):
+    folder = root / "lever/test/good"
+    code = CELL.format(tests=str(Path(__file__).parent), folder=str(folder), image=str(folder / "000.png"))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "n.ipynb")
+    open_lab(page, address, tmp_path / "server.log")
+    explorer = run_all(page, "n.ipynb")
+    beside = page.locator(".jp-OutputArea", has=explorer).locator(".jp-RenderedImage")
+    assert beside.count() == 0, "the static twin is shown beside the controls"
+    assert explorer.get_by_text("javascript error").count() == 0
+    assert explorer.locator(".dmdd-panels figure").count() == 6
+    check_pixels(explorer)
+    check_threshold(explorer)
+    check_zoom(explorer)
     (tmp_path / "broken.png").write_text("no image")
     with page.expect_file_chooser() as chooser:
         explorer.get_by_role("button", name="Upload").click()
     chooser.value.set_files(tmp_path / "broken.png")
     explorer.get_by_text("broken.png: not a readable PNG").wait_for()
-
-    light = brightness(reading)
-    page.evaluate(DARK)
-    page.locator("body[data-jp-theme-light='false']").wait_for(state="attached")
-    assert outlined.evaluate("canvas => canvas.width") > 100, "the pictures are gone"
-    for element in (reading, hovered):
-        assert light < 128 < brightness(element), "the text does not follow the theme"
+    check_theme(explorer)

@@ -1,7 +1,6 @@
 """The detector: every kind of input, what is saved, and files that do not fit."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.evaluation import evaluate
 from dmdd_lite.explorer.model import Explorer
 from dmdd_lite.facts import Facts
+from dmdd_lite.tiling import edge_ramp
 
 
 @pytest.fixture(scope="module")
@@ -143,26 +143,39 @@ def test_saved_and_loaded_predicts_the_same_without_the_hub(detector, saved, fol
         assert np.array_equal(a.fused, b.fused)
 
 
-def break_weights(folder, change):
-    state = load_file(folder / "model.safetensors")
-    change(state)
-    save_file(state, folder / "model.safetensors")
-
-
 def test_weights_of_another_training_are_noticed(saved):
     """As after a kill between the two files of a save over another detector."""
-    break_weights(saved, lambda state: state["dmdd.msn.gain"].add_(1))
+    state = load_file(saved / "model.safetensors")
+    save_file({**state, "dmdd.msn.gain": state["dmdd.msn.gain"] + 1}, saved / "model.safetensors")
     with pytest.raises(DetectorError, match=r"config\.json was written for; both files must come from"):
         Detector.load(saved, "cpu")
 
 
-def test_detectors_of_older_versions_are_told_to_be_trained_again(saved):
-    settings = json.loads((saved / "config.json").read_text())
-    assert settings.pop("sha256")
-    old = {"format": 6, "threshold": 0.5, "config": {**settings["config"], "msn_skip": 0.7}}
-    (saved / "config.json").write_text(json.dumps(old))
-    told = (
-        r"config\.json is not a detector's configuration: format 6, not 7: another version, train it again$"
-    )
-    with pytest.raises(DetectorError, match=told):
-        Detector.load(saved, "cpu")
+# ---- tiles --------------------------------------------------------------------------------------------
+
+
+def test_one_tile_is_the_image(detector):
+    image = random_images(1)[0].permute(1, 2, 0).numpy()  # 64 px, the detector's size
+    whole, tiled = detector.predict(image), detector.predict(image, 8, 64, 16)
+    for name, values in whole.maps.items():
+        np.testing.assert_allclose(tiled.maps[name], values, atol=1e-6)
+    assert tiled.score == pytest.approx(whole.score, abs=1e-6)
+
+
+def test_maps_are_weighted_means_of_those_of_the_tiles(detector):
+    image = torch.cat(list(random_images(2)), dim=2)[:, :60, :100].permute(1, 2, 0).numpy()
+    found = detector.predict(image, 1, 64, 16)
+    padded = np.pad(image, ((0, 4), (0, 0), (0, 0)), mode="symmetric")
+    ramp, total, weight = edge_ramp(64, 16).numpy(), np.zeros((64, 100)), np.zeros((64, 100))
+    for x in (0, 36):
+        total[:, x : x + 64] += np.outer(ramp, ramp) * detector.predict(padded[:, x : x + 64].copy()).plus
+        weight[:, x : x + 64] += np.outer(ramp, ramp)
+    np.testing.assert_allclose(found.plus, (total / weight)[:60], atol=1e-5)
+    assert found.size == (60, 100)
+    assert found.score == found.plus.max()
+
+
+def test_impossible_tiles_are_refused(detector):
+    for tile, overlap in ((64, 64), (64, -1)):
+        with pytest.raises(ValueError, match="overlap must be from 0 to below tile"):
+            detector.predict(np.zeros((80, 80), np.uint8), 8, tile, overlap)

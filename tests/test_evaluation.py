@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from dmdd_lite.detector import MAP_NAMES, Detector
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.facts import Facts
 from dmdd_lite.metrics import evaluate_maps, image_auroc
+from dmdd_lite.reproduce.reference import category_table, load_reference
 from dmdd_lite.reproduce.report import conclude
 from dmdd_lite.tables import collect_results, compare_with_paper, results_table
 from dmdd_lite.training import Training
@@ -141,39 +143,29 @@ def write(folder, category, seed, value, files=None, **changes):
     (folder / f"{category}_seed{seed}.json").write_text(json.dumps(values))
 
 
-def test_table_of_means_over_seeds_then_categories(tmp_path):
-    for category, seed, value in (("nut", 0, 0.90), ("nut", 1, 0.92), ("cup", 0, 0.5)):
-        write(tmp_path, category, seed, value)
-    table = results_table(collect_results(tmp_path))
-    assert table["aupro"].to_dict() == {"nut": "91.00 ± 1.41", "cup": "50.00", "mean of 2": "70.50"}
-    assert table["seeds"].tolist() == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    "category, changes, told",
-    [
-        ("nut", {"learning_rate": 0.5}, "learning_rate: 0.005 -> 0.5"),
-        ("cup", {"iterations": 9}, "iterations: 8 -> 9"),
-        ("nut", {"files": {"masks": "1", "test": "0"}}, "the masks differ"),
-        ("cup", {"files": {"teacher": "1"}}, "the teacher's weights differ"),
-    ],
-)
+@pytest.mark.parametrize("category, changes, told", [
+    ("nut", {"learning_rate": 0.5}, "learning_rate: 0.005 -> 0.5"),
+    ("cup", {"iterations": 9}, "iterations: 8 -> 9"),
+    ("nut", {"files": {"masks": "1", "test": "0"}}, "the masks differ"),
+    ("cup", {"files": {"teacher": "1"}}, "the teacher's weights differ"),
+])  # fmt: skip
 def test_runs_of_other_settings_or_files_are_never_averaged(tmp_path, category, changes, told):
     files = {"masks": "0", "test": "0", "teacher": "0"}
     write(tmp_path, "nut", 0, 0.9, files)
     write(tmp_path, "cup", 0, 0.9, {"masks": "2", "teacher": "0"})
     assert len(collect_results(tmp_path)) == 2 * len(MAP_NAMES)
     write(tmp_path, category, 1, 0.9, **{"files": files if category == "nut" else {}, **changes})
-    with pytest.raises(
-        ValueError, match=rf"{category}_seed1\.json is no run of the same kind as .*\({told}\)"
-    ):
+    told = rf"{category}_seed1\.json is no run of the same kind as .*\({told}\)"
+    with pytest.raises(ValueError, match=told):
         collect_results(tmp_path)
 
 
-def test_the_published_iterations_of_each_category_are_averaged(tmp_path):
-    write(tmp_path, "bottle", 0, 0.9, iterations=5000)
-    write(tmp_path, "cable", 0, 0.9, iterations=10_000)
-    assert len(results_table(collect_results(tmp_path))) == 3
+def test_means_over_seeds_then_categories_of_the_published_iterations(tmp_path):
+    for category, seed, value in (("bottle", 0, 0.90), ("bottle", 1, 0.92), ("cable", 0, 0.5)):
+        write(tmp_path, category, seed, value, iterations=10_000 if category == "cable" else 5000)
+    table = results_table(collect_results(tmp_path))
+    assert table["aupro"].to_dict() == {"bottle": "91.00 ± 1.41", "cable": "50.00", "mean of 2": "70.50"}
+    assert table["seeds"].tolist() == [2, 1, 3]
     write(tmp_path, "cable", 1, 0.9, iterations=5000)
     with pytest.raises(ValueError, match="iterations: 10000 -> 5000"):
         collect_results(tmp_path)
@@ -190,3 +182,39 @@ def test_the_difference_to_the_paper_needs_all_fifteen_categories(tmp_path):
     whole = compare_with_paper(collect_results(tmp_path))
     assert whole.loc["aupro", ["paper", "DMDD", "difference"]].tolist() == ["96.13", "95.00", "-1.13"]
     assert whole.loc["image_auroc", ["paper", "difference"]].tolist() == ["not stated", "-"]
+
+
+def results_of(categories) -> pd.DataFrame:
+    """Ours: 0.9 + 0.01 seed everywhere."""
+    columns = {"category": np.repeat(categories, 2), "seed": [0, 1] * len(categories), "map": "fused"}
+    return pd.DataFrame(columns | dict.fromkeys(METRICS, [0.9, 0.91] * len(categories)))
+
+
+@pytest.mark.parametrize("method, category, expected", [
+    ("DMDD", "mean", (None, 98.85, 96.13)), ("RD4AD re-run", "transistor", (96.2, 92.3, 78.3)),
+    ("CDO", "toothbrush", (96.67, 98.99, 91.37)), ("DRAEM (BaoIAD)", "mean", (96.77, 92.59, 85.36)),
+])  # fmt: skip
+def test_numbers_as_published(method, category, expected):
+    row = load_reference().query("method == @method and category == @category")
+    found = row[["image_auroc", "pixel_auroc", "aupro"]].to_numpy(float).squeeze()
+    np.testing.assert_array_equal(found, np.array(expected, float))
+
+
+def test_every_method_tells_its_protocol_and_the_paper_has_no_more_than_its_abstract():
+    reference = load_reference()
+    assert reference.groupby("method")["protocol"].first().notna().all()
+    paper = reference.query("method == 'DMDD'")
+    assert len(paper) == 1
+    for metric, value in tables.PAPER.items():
+        assert paper[metric].item() == pytest.approx(100 * value)
+
+
+def test_baselines_are_averaged_over_our_categories_and_the_paper_waits_for_all_fifteen():
+    part = category_table(results_of(("cable", "toothbrush")))
+    assert part["CDO image/pixel/PRO"][1:].tolist() == ["96.67/98.99/91.37", "98.12/98.25/91.71"]
+    assert set(part["DMDD (paper) pixel/PRO"]) == {"-"}
+    whole = category_table(results_of(MVTEC_CATEGORIES))
+    assert whole.loc["mean of 15", "DMDD (paper) pixel/PRO"] == "98.85/96.13"
+    assert whole.loc["pill", "ours image_auroc"] == "90.50 ± 0.71"
+    other = category_table(results_of(("cable", "pcb")))  # which baselines do not have
+    assert set(other.loc[["pcb", "mean of 2"], "CDO image/pixel/PRO"]) == {"-"}

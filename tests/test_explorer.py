@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
-from builders import save_image, some_samples, tiny_detector
+from builders import encoded, save_image, some_samples, tiny_detector
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -53,12 +53,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-# ---- the model ----------------------------------------------------------------------------------------
-
-
-def test_maps_are_the_detectors_own_and_an_evaluation_is_not_scored_again(
-    shared, detector, category, monkeypatch
-):
+def test_maps_are_the_detectors_own_and_evaluations_are_kept(shared, detector, category, monkeypatch):
     scored = evaluate(detector, category, progress=False)
     for name in MAP_NAMES:
         np.testing.assert_allclose(shared.scores(name), scored.scores[name], atol=1e-5)
@@ -77,9 +72,8 @@ def test_maps_of_a_scale_by_their_formulas_add_up(category, detector):
     output, plus = explorer.detector.output(load_images([category.test[3].path], 64, None))
     logs = [(1 + d / 0.05).log() for d in plus.position]
     for scale in range(3):
-        n, a, p = (
-            stack_maps((m[scale],), (64, 64))[0, 0] for m in (output.normality, output.abnormality, logs)
-        )
+        kinds = output.normality, output.abnormality, logs
+        n, a, p = (stack_maps((m[scale],), (64, 64))[0, 0] for m in kinds)
         for name, values in {"normality": n, "position": p, "sum": n + a}.items():
             found = torch.from_numpy(explorer.anomaly_map(3, name, scale + 1))
             torch.testing.assert_close(found, values.detach(), rtol=1e-4, atol=1e-5)
@@ -113,22 +107,18 @@ def test_precision_and_recall_by_counting(shared):
     for index in range(len(shared.items)):
         values, truth = shared.anomaly_map(index, "sum"), shared.see(index).truth
         threshold = float(np.median(values))
-        reading = shared.read(index, threshold, "sum")
-        hits = (truth & (values > threshold)).sum()
+        reading, hits = shared.read(index, threshold, "sum"), (truth & (values > threshold)).sum()
         assert reading.precision == hits / (values > threshold).sum()
         assert reading.recall == (hits / truth.sum() if truth.any() else None)
     none = shared.read(0, 1e9, "sum")
     assert (none.regions, none.precision) == (0, None)
 
 
-def test_images_are_decided_by_their_threshold_and_outlines_start_at_that_of_pixels(detector, category):
+def test_images_are_decided_by_their_threshold_whatever_the_outlines(detector, category):
     thresholds = {"plus": 0.5}, {"plus": 0.1, "fused": 0.2}
     explorer = Explorer(Detector(detector.model, detector.plus, Facts(*thresholds)), category, progress=False)
-    assert (explorer.threshold(), explorer.pixel_threshold(), explorer.pixel_threshold("fused")) == (
-        0.5,
-        0.1,
-        0.2,
-    )
+    starts = explorer.threshold(), explorer.pixel_threshold(), explorer.pixel_threshold("fused")
+    assert starts == (0.5, 0.1, 0.2)
     for score in (0.49, 0.51):
         explorer.scores()[4] = score
         for threshold in (0.1, 0.9):
@@ -163,25 +153,18 @@ def test_neighbours_are_sorted_and_of_their_kind(shared, category):
         assert found == sorted(of_kind, key=lambda i: abs(scores[i] - scores[2]))
 
 
-def test_without_labels_the_decision_counts(detector, folder):
+def test_without_labels_the_decision_counts(detector, folder, tmp_path_factory):
     explorer = Explorer(detector, folder, progress=False)
     assert [item.name for item in explorer.items] == ["a.png", "b.png", "deep/c.png"]
     middle = float(np.sort(explorer.scores("plus"))[1])
     explorer.detector = Detector(detector.model, detector.plus, Facts({"plus": middle}))
     assert [explorer.is_bad(i) for i in range(3)] == (explorer.scores("plus") > middle).tolist()
     reading = explorer.read(0, 0.0)
-    assert (reading.precision, reading.recall) == (None, None)
-    assert explorer.see(0).size == (90, 40)
-
-
-def test_no_images_and_no_source(detector, tmp_path):
+    assert (reading.precision, reading.recall, explorer.see(0).size) == (None, None, (90, 40))
     with pytest.raises(DataError, match="no images"):
-        widgets.explore(detector, tmp_path)
+        widgets.explore(detector, tmp_path_factory.mktemp("empty"))
     with pytest.raises(TypeError, match="not int"):
         widgets.explore(detector, 3)
-
-
-# ---- the controls -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -212,11 +195,11 @@ def test_the_browser_is_sent_the_image_and_its_maps(view, explorer):
 
 
 def test_the_outline_starts_at_the_pixel_threshold_and_the_decision_stays(view, explorer, detector):
-    image = explorer.detector.thresholds["plus"]
-    explorer.detector = Detector(
-        detector.model, detector.plus, Facts({"plus": image}, {"plus": 0.25, "sum": 0.4})
-    )
+    image, pixels = explorer.detector.thresholds["plus"], {"plus": 0.25, "sum": 0.4}
+    explorer.detector = Detector(detector.model, detector.plus, Facts({"plus": image}, pixels))
     view.map.value = "sum"
+    low, high = explorer.limits("sum")
+    assert view.canvas.threshold == min(max(0.4, low), high)
     view.map.value = "plus"
     assert view.canvas.threshold == view.canvas.maps["plus"]["start"] == 0.25
     shown = explorer.see(4)
@@ -227,26 +210,19 @@ def test_the_outline_starts_at_the_pixel_threshold_and_the_decision_stays(view, 
         view.canvas.threshold = threshold
         assert found in view.reading.value
         assert f">{verdict}</span>" in view.reading.value
-    view.map.value = "sum"
-    low, high = explorer.limits("sum")
-    assert view.canvas.threshold == min(max(0.4, low), high)
 
 
-def test_what_is_chosen_in_the_pictures(view):
+def test_what_is_chosen_in_the_pictures_and_the_lists(view, explorer):
     view.canvas.chosen = "fused"
     assert view.map.value == "fused"
-    view.canvas.pixel = [7, 70]
-    assert "Pixel (7, 70)" in view.table.value
-    view.canvas.pixel = [7, 90]  # clicked when a larger image was still there
-    assert "Pixel (7, 79)" in view.table.value
+    for y, told in ((70, "Pixel (7, 70)"), (90, "Pixel (7, 79)")):  # clicked when a larger image was there
+        view.canvas.pixel = [7, y]
+        assert told in view.table.value
     before, sent = view.canvas.threshold, view.canvas.maps
     view.canvas.threshold = before + 0.1
     view.image.value = 1
     assert view.canvas.threshold == before + 0.1, "a threshold is kept from image to image"
     assert view.canvas.maps != sent
-
-
-def test_images_by_score_arrows_and_neighbours(view, explorer):
     order = [index for _, index in view.image.options]
     assert order == np.argsort(-explorer.scores(), kind="stable").tolist()
     view.image.value = order[0]
@@ -259,12 +235,6 @@ def test_images_by_score_arrows_and_neighbours(view, explorer):
     assert view.image.value == explorer.neighbours(order[-1])[0][0]
 
 
-def png(array) -> bytes:
-    written = io.BytesIO()
-    Image.fromarray(array).save(written, "PNG")
-    return written.getvalue()
-
-
 def upload(view, name: str, content: bytes):
     file = {"name": name, "type": "", "size": len(content), "content": memoryview(content)}
     view.upload.value = ({**file, "last_modified": datetime.now()},)
@@ -272,7 +242,7 @@ def upload(view, name: str, content: bytes):
 
 def test_an_upload_is_shown_without_ground_truth(view, explorer, detector):
     image = np.random.default_rng(1).integers(0, 255, (30, 50, 3), np.uint8)
-    upload(view, "<new>.png", png(image))
+    upload(view, "<new>.png", encoded(image, "PNG"))
     assert view.image.value == len(explorer.items) - 1 == view.image.options[0][1]
     assert explorer.scores()[-1] == pytest.approx(detector.predict(image).score, abs=1e-5)
     assert view.reading.value.count("no ground truth") == 2
@@ -283,16 +253,13 @@ def test_an_upload_is_shown_without_ground_truth(view, explorer, detector):
     assert len(explorer.scores("sum", 1)) == len(explorer.items)
 
 
-@pytest.mark.parametrize("content", [b"no image", png(np.zeros((64, 64, 3), np.uint8))[:60], b""])
+@pytest.mark.parametrize("content", [b"no image", encoded(np.zeros((64, 64, 3), np.uint8), "PNG")[:60], b""])
 def test_a_broken_upload_is_one_line(view, explorer, content):
     before = view.canvas.image
     upload(view, "part.png", content)
     assert "part.png: not a readable PNG" in view.message.value
     assert len(explorer.items) == explorer.count
     assert (view.canvas.image, view.upload.value) == (before, ())
-
-
-# ---- with and without a front end -----------------------------------------------------------------------
 
 
 def test_controls_and_a_picture_in_one_output_but_in_colab(view, monkeypatch):
@@ -325,6 +292,3 @@ def test_controls_in_a_kernel_and_a_figure_elsewhere(detector, category, monkeyp
         assert "still picture" in told
     else:
         assert shown.image.value == 4
-    if missing == "anywidget":
-        with pytest.raises(ImportError, match=r"need anywidget: pip install 'dmdd-lite\[notebooks\]'"):
-            widgets.ExplorerView(Explorer(detector, category, progress=False))

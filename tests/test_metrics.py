@@ -1,7 +1,7 @@
 """Metrics against brute force in exact fractions, scikit-learn on raw pixels, and answers known by hand."""
 
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -136,21 +136,9 @@ def test_an_image_without_normal_pixels_has_no_aupro_of_its_own():
     masks[0] = False
     with pytest.raises(ValueError, match="every defect fills its image"):
         metrics.aupro_per_image(maps, masks)
-    assert metrics.aupro(masks * 1.0, masks) == 1.0
 
 
-def test_evaluate_maps_is_the_five_metrics():
-    maps, masks = tiny_case(17)
-    masks[-1] = False
-    scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
-    result = metrics.evaluate_maps(maps, masks, scores, labels)
-    assert all(type(value) is float for value in result.values())
-    assert result.pop("image_auroc") == metrics.image_auroc(scores, labels)
-    names = ["pixel_auroc", "pixel_ap", "aupro", "aupro_per_image"]
-    assert result == {name: getattr(metrics, name)(maps, masks) for name in names}
-
-
-def test_decisions_at_a_threshold_and_the_best_of_all_equal_scikit_learn():
+def test_an_evaluation_has_all_metrics_and_decisions_as_of_scikit_learn():
     """An image is called anomalous above the threshold, not at it; a pixel at or above."""
     for seed in range(4000, 4040):
         maps, masks = tiny_case(seed)
@@ -159,11 +147,13 @@ def test_decisions_at_a_threshold_and_the_best_of_all_equal_scikit_learn():
         scores, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
         threshold = float(np.random.default_rng(seed).choice(scores))
         found = metrics.evaluate_maps(maps, masks, scores, labels, threshold)
+        assert found["image_auroc"] == metrics.image_auroc(scores, labels)
+        for name in PIXEL_METRICS[:4]:
+            assert found[name] == getattr(metrics, name)(maps, masks)
         best = max(f1_score(masks.ravel(), (maps >= t).ravel()) for t in np.unique(maps))
         assert found["best_pixel_f1"] == pytest.approx(best, abs=1e-12)
-        called = scores > threshold
         for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-            expected = score(labels, called, zero_division=0 if name == "f1" else np.nan)
+            expected = score(labels, scores > threshold, zero_division=0 if name == "f1" else np.nan)
             assert found[f"image_{name}"] == pytest.approx(expected, nan_ok=True), name
 
 
@@ -195,13 +185,6 @@ def test_pixel_metrics_refuse(metric, change, reason):
         getattr(metrics, metric)(*change(SQUARES.astype(np.float64), SQUARES))
 
 
-@pytest.mark.parametrize("limit", [0.0, -0.3, 1.01, float("nan")])
-def test_aupro_refuses_limits_outside_0_1(limit):
-    for metric in (metrics.aupro, metrics.aupro_per_image):
-        with pytest.raises(ValueError, match="fpr_limit"):
-            metric(SQUARES * 1.0, SQUARES, limit)
-
-
 @pytest.mark.parametrize("scores, labels, reason", [
     ([0.1, 0.2], [True], "shape"), ([[0.1, 0.2]], [[True, False]], "shape"), ([], [], "empty"),
     ([0.1, 0.2], [True, True], "no normal image"), ([0.1, 0.2], [False, False], "no anomalous image"),
@@ -209,3 +192,9 @@ def test_aupro_refuses_limits_outside_0_1(limit):
 def test_image_auroc_refuses(scores, labels, reason):
     with pytest.raises(ValueError, match=reason):
         metrics.image_auroc(np.array(scores), np.array(labels))
+
+
+def test_aupro_refuses_limits_outside_0_1():
+    for metric, limit in product((metrics.aupro, metrics.aupro_per_image), (0.0, -0.3, 1.01, float("nan"))):
+        with pytest.raises(ValueError, match="fpr_limit"):
+            metric(SQUARES * 1.0, SQUARES, limit)

@@ -1,6 +1,6 @@
 """The package's front door: what it exports, and what importing it costs."""
 
-import ast
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import dmdd_lite
+from dmdd_lite.data.samples import samples_root, undamaged
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -41,9 +42,8 @@ def test_light_modules_need_no_pytorch_and_the_explorer_no_widgets():
 def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_path):
     source, installed = tmp_path / "tree", tmp_path / "installed"
     for name in ("dmdd_lite", "notebooks"):
-        shutil.copytree(
-            CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results")
-        )
+        left_out = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(CHECKOUT / name, source / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(CHECKOUT / name, source)
     build = "from setuptools.build_meta import *; import sys; build_wheel(sys.argv[1])"
@@ -61,7 +61,6 @@ def test_a_wheel_brings_the_notebook_that_its_commands_run_and_the_samples(tmp_p
     assert {*pictures, script} <= {path.relative_to(installed) for path in installed.rglob("*")}
 
 
-METHOD = ("teacher", "student", "losses", "pairs", "msn", "model")
 ALONE = """
 import sys
 from builders import train_tiny
@@ -71,27 +70,25 @@ print(*[name for name in sys.modules if name.startswith("dmdd_lite.plus.")])
 """
 
 
-@pytest.mark.parametrize("module", METHOD)
-def test_the_method_never_imports_dmdd_plus(module):
-    """Neither at once nor in a function; of the package it imports nothing that does."""
-    seen, open_ = set(), [f"dmdd_lite.{module}"]
-    while open_:
-        name = open_.pop()
-        path = CHECKOUT.joinpath(*name.split(".")).with_suffix(".py")
-        if name in seen or not path.is_file():  # a name within a module
-            continue
-        seen.add(name)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = [*name.split(".")[: -node.level], *(node.module or "").split(".")]
-                base = ".".join(filter(None, base))
-                open_ += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    assert len(seen) > 1 or module == "losses"
-    plus = {name for name in seen if name.startswith("dmdd_lite.plus")}
-    assert plus <= {"dmdd_lite.plus.config"}  # through `config`, which reads its fields
-
-
 def test_dmdd_alone_trains_without_dmdd_plus(root):
     paths = os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))
     told = python(ALONE, str(root), env=os.environ | {"PYTHONPATH": paths})
     assert not {"dmdd_lite.plus.fusion", "dmdd_lite.plus.statistics"} & set(told.split())
+
+
+SHA256 = "e03e1839ba15de94a22307e1c683edc08ff2a630912ca9c1da04616066a98d83"
+
+
+def test_every_byte_is_the_committed_one():
+    files = sorted(samples_root().glob("*/*/*/*"), key=Path.as_posix)
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(path.relative_to(samples_root()).as_posix().encode() + path.read_bytes())
+    assert whole.hexdigest() == SHA256
+    assert len(files) == 732
+    assert sum(path.stat().st_size for path in files) < 12e6
+
+
+def test_an_image_without_a_twin_is_told():
+    with pytest.raises(ValueError, match=r"004\.jpg: no undamaged"):
+        undamaged(samples_root() / "pcb/test/scratch/004.jpg")

@@ -7,11 +7,13 @@ import time
 
 import numpy as np
 import pytest
+from builders import tree
 from PIL import Image
 
 from dmdd_lite.data.folders import open_folder
 from dmdd_lite.predict import main
 from dmdd_lite.prediction import OUTLINE, Prediction
+from dmdd_lite.utils import Progress, write_json
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,8 @@ def test_a_folder_to_table_and_pictures(saved, whole, inbox, tmp_path, capfd):
 
 def test_patterns_one_threshold_for_all_and_equal_names(saved, inbox, tmp_path):
     (inbox / "c.png").unlink()
-    words = [
-        str(saved),
-        f"{inbox}/*.png",
-        f"{inbox}/day 1/*",
-        str(inbox / "a.png"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    words = [saved, f"{inbox}/*.png", f"{inbox}/day 1/*", inbox / "a.png", "--out", tmp_path / "out"]
+    words = list(map(str, words))
     assert main([*words, "--threshold", "0", "--fail-on-anomaly"]) == 3
     assert [row["decision"] for row in rows_of(tmp_path / "out")] == ["anomalous"] * 2  # each image once
     assert main([*words, "--threshold", "1", "--fail-on-anomaly"]) == 0
@@ -111,3 +107,24 @@ def test_regions_mask_and_outline_by_hand():
     assert (drawn[0, 7] == 255).all()  # no heat: the image itself
     with pytest.raises(ValueError, match="from memory: pass that image"):
         prediction.overlay()
+
+
+def test_what_json_cannot_hold_leaves_the_old_file_and_no_other(tmp_path):
+    write_json(tmp_path / "a.json", {"aupro": 0.5})
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"aupro": float("nan")})
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("mode, quiet, expected", [("lines", 0, 10), ("lines", 5, 0), ("none", 0, 0)])
+def test_progress_prints_a_line_every_tenth_but_not_too_often(monkeypatch, capsys, mode, quiet, expected):
+    monkeypatch.setenv("DMDD_PROGRESS", mode)
+    with Progress(100, "training") as bar:
+        for done in [*range(3, 100, 3), 100]:
+            bar.update(done, f"loss {done}", quiet)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == expected
+    if expected:
+        assert (lines[0][:16], lines[0][-7:]) == ("training 12/100 ", "loss 12")
+        assert lines[-1].startswith("training 100/100")

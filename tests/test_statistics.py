@@ -8,7 +8,7 @@ from builders import tiny_model
 from dmdd_lite.decoder import DecoderStudent
 from dmdd_lite.plus import statistics as position
 from dmdd_lite.plus.config import PlusConfig
-from dmdd_lite.plus.statistics import PositionStatistics, pack, unpack
+from dmdd_lite.plus.statistics import PositionStatistics
 from dmdd_lite.student import start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher
 
@@ -118,7 +118,11 @@ def assert_distances(found, new, known, noise=(0, 0, 0), looks=(None, None), rto
 @pytest.mark.parametrize("pools", [(1, 1, 1), (3, 3, 3)])
 def test_distances_are_those_of_numpys_means_and_covariances(pools):
     known, new = good(30), good(4, seed=1)
-    assert_distances(fitted(known, 4, pool=pools)(new), new, known, pools=pools)
+    statistics, other = fitted(known, 4, pool=pools), fitted(good(30, seed=2), 4, pool=pools)
+    assert_distances(statistics(new), new, known, pools=pools)
+    assert not any("precision" in name for name in statistics.state_dict())
+    other.load_state_dict(statistics.state_dict())  # used as they are saved
+    assert all(map(torch.equal, other(new), statistics(new)))
 
 
 def test_noise_adds_to_the_variance_of_its_channel_and_position():
@@ -184,25 +188,6 @@ def test_too_few_images_are_refused(count):
     with pytest.raises(ValueError, match=f"needs at least three training images, got {count}"):
         fitted(good(count))
     assert fitted(good(3))(good(1))[0].isfinite().all()
-
-
-def test_packed_matrices_come_back_in_half_precision():
-    factors = torch.randn(5, 7, 7, generator=torch.Generator().manual_seed(0))
-    matrices = factors @ factors.mT * torch.logspace(-6, 6, 5)[:, None, None]
-    packed, scale = pack(matrices)
-    assert (packed.shape, packed.dtype, scale.shape) == ((5, 28), torch.float16, (5,))
-    found = torch.empty_like(matrices)
-    unpack(packed, scale, found)
-    assert torch.equal(found, found.mT)
-    assert ((found - matrices).abs().amax((1, 2)) <= 2**-11 * scale).all()
-
-
-def test_statistics_are_used_as_they_are_saved():
-    known, new = good(30), good(4, seed=1)
-    statistics, other = fitted(known, 4), fitted(good(30, seed=2), 4)
-    assert not any("precision" in name for name in statistics.state_dict())
-    other.load_state_dict(statistics.state_dict())
-    assert all(map(torch.equal, other(new), statistics(new)))
 
 
 @pytest.mark.parametrize("prior", [(), (32, 32)])

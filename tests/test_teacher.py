@@ -1,5 +1,6 @@
 """The teacher: frozen whatever happens, weights checked key by key, one clear error with the remedies."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import timm
 import torch
 from builders import random_images, same_state, state_of, tiny_teacher
 from safetensors.torch import save_file
+from torch import nn
 
 from dmdd_lite.backbones.adapters import STRIDES
+from dmdd_lite.backbones.folding import fold_batch_norms
 from dmdd_lite.backbones.networks import PACKAGED, TeacherError, _packaged_file, prepare
 from dmdd_lite.teacher import build_teacher, empty_teacher
 
@@ -30,14 +33,6 @@ def test_sizes_come_from_the_network(name):
         assert (feature >= 0).all() == (teacher.standardised or teacher.info.rectified[k])
 
 
-def test_train_and_backward_leave_it_as_it_is():
-    teacher = tiny_teacher()
-    before, images = state_of(teacher), IMAGES.clone().requires_grad_()
-    assert not any(f.requires_grad for f in teacher.train()(images))
-    assert not any(module.training for module in teacher.modules())
-    assert same_state(before, teacher)
-
-
 def test_normalisation_is_inside_and_can_be_overridden(teacher):
     plain = build_teacher("test_resnet", "random", {"mean": (0, 0, 0), "std": (1, 1, 1)})
     assert_same(teacher(IMAGES), plain((IMAGES - teacher.mean) / teacher.std))
@@ -53,8 +48,7 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone():
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_local_weights(tmp_path, suffix):
-    network = timm.create_model("test_resnet", pretrained=False)
-    path = tmp_path / f"weights{suffix}"
+    network, path = timm.create_model("test_resnet", pretrained=False), tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save({"state_dict": network.state_dict()}, path)
     else:
@@ -73,18 +67,15 @@ def test_hub_out_of_reach_names_the_remedies(monkeypatch, tmp_path):
         build_teacher("resnet18")
 
 
-@pytest.mark.parametrize(
-    "name, options, error, message",
-    [
-        ("resnet_of_mine", {}, TeacherError, "timm has no model 'resnet_of_mine'; similar names: .*resnet"),
-        ("crossvit_tiny_240", {}, TeacherError, "strides .12, 12, 12, 17, .*work: resnet18, .*, mobile"),
-        ("test_resnet", {"out_indices": (0, 1, 2)}, TeacherError, "choose other out_indices"),
-        ("test_resnet", {"pad_kind": "same"}, ValueError, "teacher_options not taken"),
-        ("test_resnet", {"mean": 0.5}, ValueError, "three numbers"),
-    ],
-)
-def test_unusable_teachers(name, options, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize("name, options, message", [
+    ("resnet_of_mine", {}, "timm has no model 'resnet_of_mine'; similar names: .*resnet"),
+    ("crossvit_tiny_240", {}, "strides .12, 12, 12, 17, .*work: resnet18, .*, mobile"),
+    ("test_resnet", {"out_indices": (0, 1, 2)}, "choose other out_indices"),
+    ("test_resnet", {"pad_kind": "same"}, "teacher_options not taken"),
+    ("test_resnet", {"mean": 0.5}, "three numbers"),
+])  # fmt: skip
+def test_unusable_teachers(name, options, message):
+    with pytest.raises((TeacherError, ValueError), match=message):
         build_teacher(name, "random", options)
 
 
@@ -131,3 +122,55 @@ def test_standardised_features_have_mean_0_and_variance_1_on_those_images():
     copy = empty_teacher("test_resnet")
     copy.load_state_dict(teacher.state_dict())
     assert_same(copy(images.float() / 255), features, atol=0, rtol=0)
+
+
+# ---- folded batch norms: the same answer, and nothing touched that is fed by anything else ------------
+
+
+def lived_in(network: nn.Module) -> nn.Module:
+    """Batch norms with statistics and weights of their own, so that leaving one out shows."""
+    rng = torch.Generator().manual_seed(1)
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        for values in (norm.running_mean, norm.bias.data):
+            values.copy_(0.1 * torch.randn(values.shape, generator=rng))
+        for values in (norm.running_var, norm.weight.data):
+            values.copy_(0.5 + torch.rand(values.shape, generator=rng))
+    return network.eval().requires_grad_(False)
+
+
+def norms(network) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+@pytest.mark.parametrize("name, left", [("resnet18", 0), ("mobilenetv2_050", 0), ("resnetv2_50", 16)])
+def test_folded_network_gives_the_same_features(name, left):
+    torch.manual_seed(0)
+    network = lived_in(timm.create_model(name, features_only=True))
+    expected = network(IMAGES)
+    folded = fold_batch_norms(copy.deepcopy(network), IMAGES)
+    assert (norms(folded), norms(network) > left) == (left, True)
+    assert not any(p.requires_grad for p in folded.parameters())
+    for one, other in zip(folded(IMAGES), expected, strict=True):
+        assert (one - other).norm() < 1e-4 * other.norm()  # deep features: no bound for each value
+
+
+class Odd(nn.Module):
+    """A convolution whose output two layers see, or that is used twice."""
+
+    def __init__(self, twice: bool):
+        super().__init__()
+        self.conv, self.norm, self.twice = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), twice
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (self.norm(self.conv(y)) if self.twice else self.norm(y) + y,)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_norm_that_cannot_be_folded_stays(twice):
+    network = lived_in(Odd(twice))
+    expected, state = network(IMAGES)[0], {k: v.clone() for k, v in network.state_dict().items()}
+    folded = fold_batch_norms(network, IMAGES)
+    assert norms(folded) == 1
+    assert torch.equal(folded(IMAGES)[0], expected)
+    assert all(torch.equal(v, state[k]) for k, v in folded.state_dict().items())

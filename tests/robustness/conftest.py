@@ -1,11 +1,9 @@
 """Fixtures of the robustness tests; hypothesis draws the same cases in every run."""
 
-import subprocess
 from functools import partial
 
 import pytest
 from attempts import train_small
-from disks import Disk
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -13,14 +11,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("dmdd")
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A small file system of its own that can be filled up."""
-    disk = Disk(tmp_path / "disk")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk.folder)], capture_output=True)
 
 
 @pytest.fixture(scope="module")

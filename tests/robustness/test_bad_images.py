@@ -1,7 +1,6 @@
 """Broken, hostile and unusual images: the right pixels, or one clear error that names the file, soon and in
 little memory."""
 
-import io
 import os
 import re
 import resource
@@ -12,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from builders import deep_png, save_image, written
+from builders import deep_png, encoded, save_image, written
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,12 +21,6 @@ from dmdd_lite.data.problems import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
 REMEDY = "replace or remove it|shrink it|check the path|check its permissions|remove the link"
-
-
-def encoded(array, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
-    return file.getvalue()
 
 
 PICTURES = {
@@ -57,9 +50,6 @@ def read_or_refuse(path):
         assert re.search(REMEDY, told)
         assert "\n" not in told
     return pixels
-
-
-# ---- broken files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -94,9 +84,6 @@ def test_content_counts_and_not_the_extension(tmp_path):
     others = [encoded(COLOURS, kind) for kind in ("PPM", "ICO")]
     for content in (*others, b"", b"hello, I am text", b"\x89PNG", b"BM\0\1", b"<svg/>", b"%PDF-1.7"):
         assert read_or_refuse(written(tmp_path / "a.png", content)) is None
-
-
-# ---- hostile files ------------------------------------------------------------------------------------
 
 
 def claiming(kind: str, side: int) -> bytes:
@@ -149,9 +136,6 @@ def test_impossible_paths(detector, name):
     for source in (name, [name]):
         with pytest.raises(DataError, match=REMEDY):
             detector.predict(source)
-
-
-# ---- unusual images and lists -------------------------------------------------------------------------
 
 
 UPRIGHT = {

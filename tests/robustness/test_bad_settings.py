@@ -13,8 +13,6 @@ OF_PLUS = {item.name: item for item in dataclasses.fields(PlusConfig)}
 CHAPTERS = sorted(NOTEBOOKS.glob("0*.ipynb"))
 REFUSED = (ValueError, TypeError)
 
-# ---- configurations -----------------------------------------------------------------------------------
-
 
 NAN = float("nan")
 WRONG = {
@@ -69,9 +67,6 @@ def test_a_refusal_says_what_would_do():
 def test_wrong_choices_of_dmdd_plus_are_refused(plus):
     with pytest.raises(REFUSED, match=r"plus|pool|configuration"):
         Config(plus=plus)
-
-
-# ---- parameters of notebooks --------------------------------------------------------------------------
 
 
 VALUES = [None, True, 5, 0.5, "5", [5], {"a": 5}]

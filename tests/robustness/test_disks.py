@@ -1,7 +1,10 @@
 """Disks that fill up or cannot be written to: an error that names the file and the remedy, what was there
 before stays whole, and once there is room the same call goes on; so for trainings, notebooks and tables."""
 
+import resource
 import shutil
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -9,14 +12,56 @@ import pytest
 import torch
 from attempts import assert_same
 from builders import tree
-from disks import FULL, READ_ONLY, files_of_at_most
-from reproductions import arguments, planned, write_result_of
+from reproductions import arguments, planned, write_notebook, write_result_of
 
 from dmdd_lite import checkpoints, training
 from dmdd_lite.reproduce.__main__ import main
-from dmdd_lite.reproduce.notebook import KernelDied, NotebookError, run_notebook
+from dmdd_lite.reproduce.notebook import NotebookError, run_notebook
 from dmdd_lite.training import Trainer, TrainingError
 from dmdd_lite.utils import write_json
+
+FULL, READ_ONLY = "No space left on device", "Read-only file system"
+
+
+class Disk:
+    """A file system in memory, of 20 MB."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount a file system")
+
+    def remount(self, options: str):
+        subprocess.run(["mount", "-o", f"remount,{options}", str(self.folder)], check=True)
+
+    def fill(self, leave: int = 0):
+        """Until no more than `leave` bytes are free."""
+        free = shutil.disk_usage(self.folder).free - leave
+        (self.folder / "filler").write_bytes(bytes(max(0, free)))
+
+    def empty(self):
+        (self.folder / "filler").unlink()
+
+
+@contextmanager
+def files_of_at_most(size: int):
+    """For this process, which writes no larger ones: what any user may ask for."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own that can be filled up."""
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk.folder)], capture_output=True)
 
 
 @pytest.fixture
@@ -35,13 +80,10 @@ def fill_at_detector(disk, monkeypatch):
     return {}
 
 
-@pytest.mark.parametrize(
-    "fill, told",
-    [
-        (fill_at_checkpoint, r"run/checkpoint\.pt'.* resumes from iteration 1"),
-        (fill_at_detector, r"model\.safetensors'.* resumes from iteration 4"),
-    ],
-)
+@pytest.mark.parametrize("fill, told", [
+    (fill_at_checkpoint, r"run/checkpoint\.pt'.* resumes from iteration 1"),
+    (fill_at_detector, r"model\.safetensors'.* resumes from iteration 4"),
+])  # fmt: skip
 def test_a_full_disk_keeps_the_last_checkpoint(call, whole, disk, monkeypatch, fill, told):
     with pytest.raises(TrainingError, match=rf"{FULL}: '.*{told}"):
         call(disk.folder / "run", **fill(disk, monkeypatch))
@@ -100,17 +142,6 @@ def test_whatever_cannot_be_written_leaves_the_old_file_and_is_named(whole, tmp_
     assert tree(tmp_path) != before
 
 
-# ---- notebooks and tables ------------------------------------------------------------------------------
-
-
-def write_notebook(path: Path, *sources: str) -> Path:
-    cells = [nbformat.v4.new_code_cell("steps: int = 3", metadata={"tags": ["parameters"]})]
-    cells += [nbformat.v4.new_code_cell(source) for source in sources]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
-    return path
-
-
 def test_a_notebook_on_a_disk_that_fills_up(disk, tmp_path):
     """After room is made it runs."""
     source = write_notebook(tmp_path / "long.ipynb", "print('text ' * 100_000)", "print('end')")
@@ -121,14 +152,6 @@ def test_a_notebook_on_a_disk_that_fills_up(disk, tmp_path):
     disk.empty()
     run_notebook(source, output, {}, log)
     assert nbformat.read(output, 4).cells[-1].outputs[0].text == "end\n"
-
-
-def test_a_notebook_whose_kernel_is_killed(tmp_path):
-    source = write_notebook(
-        tmp_path / "dead.ipynb", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    with pytest.raises(KernelDied, match="its Python process was killed"):
-        run_notebook(source, tmp_path / "out/ran.ipynb", {}, tmp_path / "log")
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(nuts, disk, capsys):

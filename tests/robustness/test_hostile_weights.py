@@ -56,9 +56,6 @@ def only_reading(folder: Path):
     assert [s for s in seen if s[0] != "open" or not s[1].startswith(allowed)] == []
 
 
-# ---- code in pickles -----------------------------------------------------------------------------------
-
-
 class Calls:
     """Pickled as a call of a function."""
 
@@ -72,13 +69,12 @@ class Calls:
 def payloads(canary: Path) -> dict[str, object]:
     """Objects that make the file `canary` when they are unpickled as code."""
     code = f"open({str(canary)!r}, 'w').close()"
-    run, inner = Calls(exec, code), io.BytesIO()
-    torch.save(run, inner)
+    run = Calls(exec, code)
     return {
         "system": Calls(os.system, f"touch '{canary}'"),
         "exec": run,
         "pickle in a pickle": Calls(pickle.loads, pickle.dumps(run)),
-        "storage from bytes": Calls(torch.storage._load_from_bytes, inner.getvalue()),
+        "storage from bytes": Calls(torch.storage._load_from_bytes, torch_file(run)),
         "tensor from a function": Calls(torch._tensor._rebuild_from_type_v2, exec, torch.Tensor, (code,), {}),
         "key of a dict": {Calls(eval, f"{code} or 'key'"): torch.ones(1)},
     }
@@ -133,9 +129,6 @@ def test_pickles_disguised_as_weights_are_not_run(tmp_path, saved, state, name):
         with pytest.raises(TrainingError, match=r"a\.pth is not .*plain tensors.*delete it"):
             read_checkpoint(tmp_path / "a.pth", tiny_config(), {})
     assert not canary.exists()
-
-
-# ---- damaged files, weights of something else ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
@@ -194,9 +187,6 @@ def test_weights_of_something_else(tmp_path, state, saved, spoil, message):
         Detector.load(saved, "cpu")
 
 
-# ---- saved detectors -----------------------------------------------------------------------------------
-
-
 LOADING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 PLACES = ("hf-hub:", "local-dir:/tmp/", "../../", "test_resnet.hf-hub:")
 EVIL = [  # a field, its value, what is told
@@ -204,10 +194,7 @@ EVIL = [  # a field, its value, what is told
     ("config.shiny", True, "unknown configuration field shiny: written by another version"),
     *[("facts.thresholds", {"plus": value}, "finite|lacks") for value in (math.nan, 10**400, "0.5", None)],
     *[("facts.pixel_thresholds", value, "configuration") for value in (None, 0.5, [], {})],
-    *[
-        ("facts.held_out", value, "held_out must be a number of images")
-        for value in (-1, 0.5, True, "6", None)
-    ],
+    *[("facts.held_out", value, "must be a number of images") for value in (-1, 0.5, True, "6", None)],
     *[("facts.made_from", value, "made_from must hold a hash by name") for value in ([], {"images": 1})],
     *[("facts.depth", value, "depth must be one of") for value in (9, "8", None)],
     ("config", [], "configuration"),
@@ -235,11 +222,11 @@ def test_settings_of_strangers(saved, place, value, message):
         Detector.load(saved, "cpu")
 
 
-def test_settings_that_are_no_settings(saved):
-    for text in TEXTS:
-        (saved / SETTINGS).write_bytes(text)
-        with pytest.raises(DetectorError, match=rf"{saved / SETTINGS} is not a detector's configuration"):
-            Detector.load(saved, "cpu")
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_settings_that_are_no_settings(saved, text):
+    (saved / SETTINGS).write_bytes(text)
+    with pytest.raises(DetectorError, match=rf"{saved / SETTINGS} is not a detector's configuration"):
+        Detector.load(saved, "cpu")
 
 
 def test_nothing_but_the_folder_is_read(saved, tmp_path):
@@ -259,8 +246,6 @@ def test_nothing_but_the_folder_is_read(saved, tmp_path):
         with pytest.raises(AssertionError), only_reading(saved):  # the watch sees
             act()
 
-
-# ---- the package's own source --------------------------------------------------------------------------
 
 RULES = "S102,S202,S301,S302,S306,S307,S506,S602,S604,S605"  # exec, pickle, eval, yaml, shells and so on
 
