@@ -29,9 +29,7 @@ from .pairs import (
     plot_gradients,
     plot_mosaic,
     plot_noise,
-    plot_plane,
     plot_strengths,
-    plot_thresholds,
 )
 from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
@@ -67,14 +65,12 @@ __all__ = [
     "plot_overlay",
     "plot_pairs",
     "plot_panels",
-    "plot_plane",
     "plot_recall_by_depth",
     "plot_roc_and_pro",
     "plot_row_differences",
     "plot_score_histogram",
     "plot_strengths",
     "plot_threshold_choice",
-    "plot_thresholds",
     "plot_trust",
     "plot_weights",
     "plot_zones",
