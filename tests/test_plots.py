@@ -20,7 +20,7 @@ IMAGES = RNG.integers(0, 256, (3, 32, 40, 3), dtype=np.uint8)
 MASKS = np.zeros((3, 32, 40), dtype=bool)
 MASKS[:2, 8:20, 10:25] = True  # the last is empty
 MAPS = {"normality": RNG.random((3, 32, 40)) + np.arange(3)[:, None, None], "fused": MASKS * 0.8}
-FLAT, GAP_NOISE = np.zeros((1, 32, 40)), np.where(MASKS[:1], np.nan, -0.75)
+FLAT = np.zeros((1, 32, 40))
 CURVE = {"roc": ([0, 1], [0, 1]), "pro": ([0, 0.2, 1], [0, 0.9, 1]), "auroc": 0.5, "aupro": 0.1234}
 LOSSES = pd.DataFrame(RNG.random((250, 5)), columns=["ngm", "aim", "msn", "aim_inside", "aim_outside"])
 LOSSES["iteration"] = 4 * LOSSES.index
@@ -34,13 +34,11 @@ ROWS = pd.DataFrame(
     columns=["row", "data", "seed", "aupro"],
 )
 FIELD, ANGLES = RNG.normal(size=(3, 4, 2)), np.linspace(0, 3, 9).reshape(3, 3)
-SHARES = pd.DataFrame({"share": [0.5, 0.1], "regions": [1, 3], "size": [0.5, 0.03], "empty": [0, 0.2]})
 DEPTHS = pd.DataFrame({"plain": [0.1, 0.5], "new": [0.2, 0.7]}, index=[-1, 1])
 WEIGHTS = RNG.random((3, 2, 8, 10))
 COPIES = ({"m": np.array([0.1, 0.2, 1])}, {"m": np.array([0.9, 0.8, 0.1])})
 DISTANCES = {"real": {"hole": np.arange(21.0), "stain": np.full(3, 4.0)}}
 SEPARABLE = ([0.1, 0.3, 0.6, 0.9], [False, False, True, True])
-PLANE = {"a": {"good": FIELD[0], "real": FIELD[1]}, "b": {"real": FIELD[2]}}
 
 # a function, its arguments, arrays and texts that the figure shows; further lines of one have odd input
 CASES = [
@@ -70,12 +68,11 @@ CASES = [
     ("outlines", (IMAGES[:2], MASKS[1:], MAPS["fused"][:2], {"never": 9.0}, ["x", "y"]), [IMAGES[1]],
      ["never: 9.000", "y"]),
     ("gradients", (ANGLES, np.linspace(-1, 1, 64).reshape(8, 8)), [np.cos(ANGLES).ravel()], []),
-    ("noise", ({"a": FLAT + 0.25, "b": GAP_NOISE}, 0.2), [FLAT[0] + 0.25, GAP_NOISE[0]], ["-0.75", "0.75"]),
-    ("thresholds", (SHARES, 0.5), [[50, 10], [1, 3], [0, 20]], ["empty masks (%)"]),
+    ("noise", ({"a": FLAT[0] + 0.25, "b": FLAT[0] - 0.75}, MASKS[:2], 0.2), [FLAT[0] + 0.25, MASKS[1]],
+     ["-0.75", "0.75"]),
     ("strengths", (DISTANCES, 9.0), [[10], [4], [9, 9]], ["stain"]),
-    ("plane", (PLANE,), [FIELD[2, :, 1]], ["real", "b"]),
     ("zones", (IMAGES[2:], split_zones(MASKS[2:], 2)), [IMAGES[2] / 255], ["centre"]),
-    ("mosaic", (np.full((1, 10, 10, 3), 50, np.uint8), None, 1, 10), [np.full((10, 10, 3), 50)], []),
+    ("mosaic", (IMAGES, 2), [IMAGES[2]], []),
 ]  # fmt: skip
 
 

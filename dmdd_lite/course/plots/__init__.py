@@ -21,9 +21,7 @@ from .pairs import (
     plot_gradients,
     plot_mosaic,
     plot_noise,
-    plot_plane,
     plot_strengths,
-    plot_thresholds,
 )
 from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
@@ -54,14 +52,12 @@ __all__ = [
     "plot_outlines",
     "plot_pairs",
     "plot_panels",
-    "plot_plane",
     "plot_recall_by_depth",
     "plot_roc_and_pro",
     "plot_row_differences",
     "plot_score_histogram",
     "plot_strengths",
     "plot_threshold_choice",
-    "plot_thresholds",
     "plot_weights",
     "plot_zones",
 ]
