@@ -24,10 +24,6 @@ CURVE = {"roc": ([0, 1], [0, 1]), "pro": ([0, 0.2, 1], [0, 0.9, 1]), "auroc": 0.
 LOSSES = pd.DataFrame(RNG.random((250, 5)), columns=["ngm", "aim", "msn", "aim_inside", "aim_outside"])
 LOSSES["iteration"] = 4 * LOSSES.index
 LOSSES.loc[:49, "msn"] = LOSSES.loc[50:, "aim"] = np.nan
-GAP = pd.DataFrame(
-    [("plain", 10, 0.1, 0.0, 0.4), ("DMDD", 10, 0.2, 0.1, 0.5), ("plain", 20, 0.3, 0.2, 0.6)],
-    columns=["model", "iteration", "seen inside", "seen outside", "restored inside"],
-)
 FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "plain_weight": 0.0, "aupro": [0.5, 0.7, 0.9]})
 ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
@@ -36,10 +32,8 @@ ROWS = pd.DataFrame(
 CHANNELS = RNG.normal(size=(4, 4, 4)) * np.array([1, 9, 3, 7])[:, None, None]
 FIELD, ANGLES = RNG.normal(size=(3, 4, 2)), np.linspace(0, 3, 9).reshape(3, 3)
 SHARES = pd.DataFrame({"share": [0.5, 0.1], "regions": [1, 3], "size": [0.5, 0.03], "empty": [0, 0.2]})
-DEPTHS = pd.DataFrame({"plain": [0.1, 0.5], "new": [0.2, 0.7]}, index=[-1, 1])
 TRUST = pd.DataFrame({"defects": [0.5, 0.7], "good": [1.0, 1.1]}, index=["N /4", "N /8"])
 WEIGHTS = RNG.random((3, 2, 8, 10))
-COPIES = ({"m": np.array([0.1, 0.2, 1])}, {"m": np.array([0.9, 0.8, 0.1])})
 DISTANCES = {"real": {"hole": np.arange(21.0), "stain": np.full(3, 4.0)}}
 SEPARABLE = ([0.1, 0.3, 0.6, 0.9], [False, False, True, True])
 PLANE = {"a": {"good": FIELD[0], "real": FIELD[1]}, "b": {"real": FIELD[2]}}
@@ -58,12 +52,8 @@ CASES = [
     ("losses", (LOSSES,), [LOSSES["ngm"], [200, 200], [196, 196]], [" starts", "ends "]),
     ("losses", (LOSSES[:2],), [LOSSES["ngm"][:2]], ["not trained in this run"]),
     ("row_differences", (ROWS, {"aupro": "AUPRO"}, "full"), [[-2, 2], [0], [-1]], ["full", "other", "b"]),
-    ("decoupling", (), [], ["frozen teacher\n$T_1, T_2, T_3$", "$N_k$"]),
     ("arrows", ({"a": FIELD, "b": -FIELD}, np.eye(3, 4), (1, 2)), [-FIELD[..., 0].ravel(), np.eye(3, 4)],
      ["b"]),
-    ("recall_by_depth", (DEPTHS, 1), [DEPTHS["new"]], ["plain", "new"]),
-    ("gap", (GAP,), [[0.1, 0.3], [0.5]], ["plain", "DMDD"]),
-    ("answers", COPIES, [], ["copies: 67%", "restores: 33%"]),
     ("channels", (IMAGES[0], {"s": CHANNELS}, 2), [IMAGES[0], CHANNELS[1], CHANNELS[3]], ["channel 3"]),
     ("distributions", ({"s": {"raw": np.arange(9.0), "b": FLAT}}, "distance"), [], ["raw", "b", "distance"]),
     ("capacity", ([0, 0.5, 1], {"AUPRO": [1, 60, 15]}, {"good": [1, 0.1, 0]}, [0.5]),

@@ -8,11 +8,7 @@ white. Nothing is shown or left open in pyplot: the caller displays the `Figure`
 
 from .ablation import plot_row_differences
 from .distillation import (
-    plot_answers,
     plot_arrows,
-    plot_decoupling,
-    plot_gap,
-    plot_recall_by_depth,
     plot_zones,
 )
 from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
@@ -49,14 +45,11 @@ __all__ = [
     "TRUTH",
     "feature_colours",
     "plot_ablation",
-    "plot_answers",
     "plot_arrows",
     "plot_capacity",
     "plot_channels",
-    "plot_decoupling",
     "plot_distributions",
     "plot_examples",
-    "plot_gap",
     "plot_gradients",
     "plot_groups",
     "plot_losses",
@@ -68,7 +61,6 @@ __all__ = [
     "plot_pairs",
     "plot_panels",
     "plot_plane",
-    "plot_recall_by_depth",
     "plot_roc_and_pro",
     "plot_row_differences",
     "plot_score_histogram",
