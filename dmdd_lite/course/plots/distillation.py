@@ -22,14 +22,14 @@ ZONE_COLOURS = {"centre": "#d7301f", "edge": "#fdae61", "rim": "#4393c3"}
 
 @styled
 def plot_arrows(
-    fields: dict[str, np.ndarray], share: np.ndarray, marked: tuple[int, int] | None = None
+    fields: dict[str, np.ndarray], fraction: np.ndarray, marked: tuple[int, int] | None = None
 ) -> Figure:
     """Features of two channels as arrows, one panel per field (H, W, 2); cells are shaded by the anomalous
-    `share` (H, W) in [0, 1], and the cell `marked` (row, column) is framed."""
-    height, width = share.shape
+    `fraction` (H, W) in [0, 1], and the cell `marked` (row, column) is framed."""
+    height, width = fraction.shape
     fig = new_figure(WIDTH, WIDTH / len(fields) * height / width + 0.35)
     for ax, (name, field) in zip(fig.subplots(1, len(fields), squeeze=False)[0], fields.items(), strict=True):
-        ax.imshow(share, cmap="Oranges", vmin=0, vmax=2)
+        ax.imshow(fraction, cmap="Oranges", vmin=0, vmax=2)
         x, y = np.meshgrid(np.arange(width), np.arange(height))
         ax.quiver(
             x,
@@ -157,7 +157,7 @@ def plot_reconstruction(
 
 def save_gif(figures: list[Figure], path: str | Path, pause: int = 350, last: int = 3000) -> Path:
     """Write figures of one size, 100 dots per inch, as an endless animation of at most `GIF_BYTES`, in
-    milliseconds per frame. All frames share one palette, so that what stays the same is stored once."""
+    milliseconds per frame. All frames fraction one palette, so that what stays the same is stored once."""
     frames = [_pixels(figure) for figure in figures]
     times, sample = [pause] * (len(frames) - 1) + [last], _side_by_side(frames[0], frames[-1])
     for colours in (256, 192, 128, 64, 32):
