@@ -25,7 +25,7 @@ import measure
 from ablation_report import write_report
 from ablation_rows import BY_NAME, FULL, is_scored
 from grid import Data, run_name
-from refit import refit
+from refit import refit, rescored
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.layout import open_category
@@ -118,7 +118,7 @@ def run_job(job: Job):
 def variant(training: Training, config: Config, place: tuple) -> Training:
     """The training under the configuration of one of its rows. Its seconds are those of what was trained."""
     if is_scored(training.detector.config, config):
-        return dataclasses.replace(training, detector=measure.rescored(training.detector, config))
+        return dataclasses.replace(training, detector=rescored(training.detector, config))
     print("the MSN anew", flush=True)
     return refit(training.detector, config, *place)
 

@@ -5,18 +5,18 @@
 
 A call goes from uint8 images on the device to smoothed maps of full size and scores on the CPU: DMDD gives
 four maps (fused, either branch, their sum), its scores too, DMDD+ two more. Where anomalib is installed, its
-ReverseDistillation with the same backbone, input and precision, which gives one map, is the baseline; it is
-imported here only. Random weights and images. Each way has processes of its own, which take turns. Medians.
+ReverseDistillation with the same backbone, input and precision, which gives one map, is the baseline. Random
+weights and images. Each way has processes of its own, which take turns. Medians.
 """
 
 import argparse
 import statistics
 import sys
-from importlib.util import find_spec
 
 import measure
+import reverse_distillation
 import torch
-from torchvision.transforms.v2.functional import normalize
+from reverse_distillation import NAME as BASELINE
 
 from dmdd_lite.config import Config
 from dmdd_lite.course.cost import convolution_rate, image_operations
@@ -26,9 +26,8 @@ from dmdd_lite.plus.fusion import Plus
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.utils import autocast, resolve_device, write_json
 
-OURS, BASELINE = "dmdd-lite", "anomalib ReverseDistillation"
+OURS = "dmdd-lite"
 WARM_UP = 3  # calls with a batch size that do not count
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def parse() -> argparse.Namespace:
@@ -47,30 +46,14 @@ def ours(config: Config, device: torch.device):
     return Detector(build_model(config, teacher).to(device), plus).maps
 
 
-def has_baseline(teacher: str) -> bool:
-    """Whether anomalib is installed and builds its decoder for this backbone."""
-    return teacher.startswith(("resnet", "wide_resnet")) and find_spec("anomalib") is not None
-
-
-def anomalib_baseline(config: Config, device: torch.device):
+def anomalib_call(config: Config, device: torch.device):
     """The call of anomalib's model: the same images -> its map (B, 1, S, S) and scores (B, 1)."""
-    from anomalib.models.image.reverse_distillation.anomaly_map import AnomalyMapGenerationMode
-    from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
-
-    model = ReverseDistillationModel(
-        backbone=config.teacher,
-        input_size=(config.image_size, config.image_size),
-        layers=("layer1", "layer2", "layer3"),
-        anomaly_map_mode=AnomalyMapGenerationMode.ADD,
-        pre_trained=False,
-    )
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = reverse_distillation.build(config.teacher, config.size).to(device).eval()
 
     @torch.inference_mode()
     def call(images):
-        scaled = normalize(images.float() / 255, **IMAGENET).contiguous(memory_format=torch.channels_last)
         with autocast(device, config.precision):
-            answer = model(scaled)
+            answer = model(reverse_distillation.normalised(images))
         return answer.anomaly_map.float().cpu(), answer.pred_score.float().cpu()
 
     return call
@@ -79,9 +62,9 @@ def anomalib_baseline(config: Config, device: torch.device):
 def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
     """One way in a process of its own: by batch size the seconds and the memory of a call and, for our floor,
     the device's rate. A call ends on the CPU, so nothing is left running."""
-    call, found = (ours if options.serve == OURS else anomalib_baseline)(config, device), {}
+    call, found = (ours if options.serve == OURS else anomalib_call)(config, device), {}
     for batch in sorted(options.batches):
-        shape = (batch, 3, config.image_size, config.image_size)
+        shape = (batch, 3, *config.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         measure.timed(lambda: call(images), device, WARM_UP)  # noqa: B023
         with measure.peak_memory(device) as memory:
@@ -106,9 +89,9 @@ def combine(runs: list[dict], batch: int, config: Config) -> dict:
 def compare(options, config: Config) -> dict[str, dict]:
     """By way the result at every batch size. Raises SystemExit where ours fails; a baseline that does is a
     result, {"error": message}."""
-    names = [OURS, BASELINE] if has_baseline(options.teacher) else [OURS]
+    names = [OURS, BASELINE] if reverse_distillation.available(options.teacher) else [OURS]
     inner, found = measure.without_out(sys.argv[1:]), {}
-    ways = {name: ([*inner, "--serve", name], measure.ROOT) for name in names}
+    ways = {name: [*inner, "--serve", name] for name in names}
     for name, runs in measure.take_turns(__file__, ways, options.turns).items():
         found[name] = runs[0]
         if "error" not in runs[0]:

@@ -1,12 +1,7 @@
-"""What the benchmarks share: timing, peak memory, a process for each way, conditions, results as JSON.
-
-A script's own processes may run on another checkout of the package (`training_step.py --baseline`).
-"""
+"""What the benchmarks share: timing, peak memory, a process for each way, conditions, results as JSON."""
 
 import argparse
 import contextlib
-import copy
-import dataclasses
 import importlib.util
 import json
 import os
@@ -83,10 +78,10 @@ def memory_text(memory: dict[str, float]) -> str:
 # ---- processes ----------------------------------------------------------------------------------------
 
 
-def run_script(command: list[str], limit: float | None = None, root: Path = ROOT):
-    """Run a script on the package of the checkout `root`; it prints to the terminal. At `limit` seconds, or
-    an interruption, it ends with all that it started. Raises ScriptError if it fails."""
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
+def run_script(command: list[str], limit: float | None = None):
+    """Run a script, which prints to the terminal. At `limit` seconds, or an interruption, it ends with all
+    that it started. Raises ScriptError if it fails."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     own = limit is not None  # a group of processes; one within another would outlive it
     process = subprocess.Popen(
@@ -110,18 +105,18 @@ def last_line(errors: str, code: int) -> str:
     return (errors.strip().splitlines() or [f"ended with {code} and no message"])[-1]
 
 
-def take_turns(script: str, ways: dict[str, tuple[list[str], Path]], turns: int) -> dict[str, list[dict]]:
-    """What a script writes for each way, (arguments, root), all of them in every turn, so that a slow minute
+def take_turns(script: str, ways: dict[str, list[str]], turns: int) -> dict[str, list[dict]]:
+    """What a script writes for the arguments of each way, all of them in every turn, so that a slow minute
     meets all. A way that fails has one answer, {"error": message}, and no more turns."""
     found = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        for name, (arguments, root) in list(ways.items()) * turns:
+        for name, arguments in list(ways.items()) * turns:
             if found[name] and "error" in found[name][0]:
                 continue
             print(f"  {name}", flush=True)
             try:
-                run_script([script, *arguments, "--out", str(answer)], root=root)
+                run_script([script, *arguments, "--out", str(answer)])
                 found[name].append(json.loads(answer.read_text(encoding="utf-8")))
             except ScriptError as error:
                 found[name] = [{"error": str(error)}]
@@ -129,18 +124,6 @@ def take_turns(script: str, ways: dict[str, tuple[list[str], Path]], turns: int)
 
 
 # ---- configurations, arguments, results ---------------------------------------------------------------
-
-
-def rescored(detector, config):
-    """The same networks under a configuration that differs in how they compute and are scored, or lacks
-    DMDD+; with the same thresholds."""
-    from dmdd_lite.detector import Detector, map_names
-
-    model = copy.copy(detector.model)  # which shares its networks
-    model.config = config
-    thresholds = {name: detector.thresholds[name] for name in map_names(config)}
-    facts = dataclasses.replace(detector.facts, thresholds=thresholds)
-    return Detector(model, config.plus and detector.plus, facts)
 
 
 def read_fields(texts: list[str]) -> dict:

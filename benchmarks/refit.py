@@ -1,11 +1,12 @@
 """Train the MSN again and fit DMDD+ again, on a student that was trained before."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 from dmdd_lite.config import Config
 from dmdd_lite.data.training import load_training_data
-from dmdd_lite.detector import Detector
+from dmdd_lite.detector import Detector, map_names
 from dmdd_lite.model import build_model
 from dmdd_lite.options import differences
 from dmdd_lite.training import Trainer, Training, finish, run
@@ -24,6 +25,16 @@ def student_differences(one: Config, other: Config) -> list[str]:
     if one.student_iterations != other.student_iterations:
         found.append(f"student_iterations: {one.student_iterations} -> {other.student_iterations}")
     return found
+
+
+def rescored(detector, config):
+    """The same networks under a configuration that differs in how they compute and are scored, or lacks
+    DMDD+; with the same thresholds."""
+    model = copy.copy(detector.model)  # which shares its networks
+    model.config = config
+    thresholds = {name: detector.thresholds[name] for name in map_names(config)}
+    facts = dataclasses.replace(detector.facts, thresholds=thresholds)
+    return Detector(model, config.plus and detector.plus, facts)
 
 
 def refit(

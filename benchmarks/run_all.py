@@ -4,9 +4,8 @@
     python benchmarks/run_all.py --settings gpu    # at most 8 minutes on one card; without make or pip
     python benchmarks/run_all.py --settings tiny   # a minute on a CPU, to see that everything runs
 
-`gpu` measures the full-size networks (WideResNet-50-2, 256 px, batch 16) and a whole run on MVTec AD's bottle
-with ImageNet weights, beside the same run on a CPU (cpu_run.json); `cpu` takes networks that a CPU trains in
-minutes. The whole run needs --data, --textures and --teacher-weights; their defaults are the paths of README.
+`gpu` measures the full-size networks (WideResNet-50-2, 256 px, batch 16); `cpu` takes smaller batches, and
+for most rows a smaller network. anomalib's ReverseDistillation is measured beside, where it is installed.
 Every step runs in a process of its own. What was measured before, by the same command on the same device, is
 kept (`--again` measures it anew), so that an interrupted call goes on where it was; a step that fails stops
 no other.
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 import measure
+from reverse_distillation import NAME as BASELINE
 
 from dmdd_lite.config import MVTEC_CATEGORIES, published_iterations
 from dmdd_lite.utils import describe, resolve_device, write_atomically
@@ -27,8 +27,6 @@ FOLDER = Path(__file__).resolve().parent
 TEST_IMAGES = 1725  # of MVTec AD's fifteen categories
 
 WIDE, MOBILE, TINY = (f"--teacher {name}" for name in ("wide_resnet50_2", "mobilenetv2_100", "test_resnet"))
-#: of the weights file of the whole run, timm's mobilenetv2_100 as converted from TensorFlow
-NORMALISED = '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
 
 #: by kind of machine the script and the arguments of every step: what matters most comes first
 SETTINGS = {
@@ -37,44 +35,35 @@ SETTINGS = {
         "--variant plain: --variant least_memory:feature_memory=0.0",
         "inference": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision bf16",
         "inference_float32": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision float32",
-        "whole_run": f"whole_run.py {MOBILE} --size 256 --iterations 300 --batch 8",
-        "synthesis": "synthesis.py --batch 64 --size 256 --repeat 3",
         # apart and last: compiling may take minutes, or fail
         "training_step_compiled": f"training_step.py {WIDE} --batch 16 --iterations 100 --turns 1 "
         "--variant compiled:compile=true",
     },
     "cpu": {
+        "training_step_wide": f"training_step.py {WIDE} --batch 4 --iterations 2 --images 16",
+        "inference_wide": f"inference.py {WIDE} --batches 1 8 --repeat 3 --precision bf16",
+        "inference_wide_float32": f"inference.py {WIDE} --batches 1 8 --repeat 3 --precision float32",
+        "inference_wide_plus": f"inference.py {WIDE} --batches 1 8 --repeat 3 --precision bf16 "
+        "--set plus={}",
         "training_step": f"training_step.py {MOBILE} --batch 8 --iterations 6",
         "inference": f"inference.py {MOBILE} --batches 1 8 --repeat 5",
-        "inference_wide": f"inference.py {WIDE} --batches 1 8 --repeat 3",  # which has a baseline
-        "synthesis": "synthesis.py --batch 64 --size 256 --repeat 3",
-        "metrics": "metrics.py --maps 83 --size 256 --repeat 3",
         "scaling": f"training_step.py {MOBILE} --batch 8 --iterations 6 --images 32 --no-parts "
         "--variant 256: --variant 128:image_size=128 --variant 384:image_size=384 "
-        "--variant batch_2:batch_size=2 --variant batch_4:batch_size=4",
+        "--variant batch_2:batch_size=2 --variant batch_4:batch_size=4 "
+        "--variant many_images:feature_memory=0.0",  # whose features are not kept
     },
     "tiny": {
         "training_step": f"training_step.py {TINY} --size 64 --batch 2 --images 4 --iterations 2 --turns 1",
         "inference": f"inference.py {TINY} --size 64 --batches 1 2 --repeat 1 --turns 1",
-        "synthesis": "synthesis.py --batch 2 --size 64 --repeat 1",
-        "metrics": "metrics.py --maps 8 --size 64 --repeat 1",
         "scaling": f"training_step.py {TINY} --size 64 --batch 2 --images 4 --iterations 2 --turns 1 "
         "--no-parts --variant 64: --variant 96:image_size=96 --variant batch_4:batch_size=4",
     },
 }
 
 
-def steps(settings: str, device: str, options: argparse.Namespace) -> dict[str, list[str]]:
+def steps(settings: str, device: str) -> dict[str, list[str]]:
     """Script and arguments by the name of the step."""
-    found = {name: text.split() for name, text in SETTINGS[settings].items()}
-    for command in found.values():
-        command += [] if command[0] == "metrics.py" else ["--device", device]
-    if options.baseline:
-        found["training_step"] += ["--baseline", str(options.baseline.resolve())]
-    if "whole_run" in found:
-        found["whole_run"] += ["--data", options.data, "--textures", options.textures, "--teacher-weights"]
-        found["whole_run"] += [options.teacher_weights, "--set", f"teacher_options={NORMALISED}"]
-    return found
+    return {name: [*text.split(), "--device", device] for name, text in SETTINGS[settings].items()}
 
 
 def kept(path: Path, command: list[str], devices: set[str]) -> bool:
@@ -128,7 +117,7 @@ def mvtec(trained: list[dict], tested: dict) -> list[str]:
     """How long all fifteen categories take: the published iterations of the fastest configuration, and the
     test images at the best rate. Reading files, metrics and starting processes come on top."""
     ways = {n: found for result in trained for n, found in result["ways"].items() if "error" not in found}
-    ways.pop("baseline", None)
+    ways.pop(BASELINE, None)
     name = max(ways, key=lambda name: ways[name]["iterations_per_second"])
     iterations = sum(published_iterations(category) for category in MVTEC_CATEGORIES)
     learning = iterations / ways[name]["iterations_per_second"] / 60
@@ -140,15 +129,11 @@ def mvtec(trained: list[dict], tested: dict) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """limit: seconds that a step may take; minutes: that all may take, 0 = no limit, with --settings gpu 8;
-    data, textures and teacher_weights are those of the whole run."""
-    named = {"device": "auto", "limit": 300.0, "minutes": 0.0, "data": "data/mvtec_ad/bottle"}
-    named |= {"textures": "data/dtd/images", "teacher_weights": "mobilenetv2_100.safetensors"}
-    parser = measure.parser(__doc__, **named)
+    """limit: seconds that a step may take; minutes: that all may take, 0 = no limit, or 8 on a GPU."""
+    parser = measure.parser(__doc__, device="auto", limit=300.0, minutes=0.0)
     parser.set_defaults(out=Path("results/benchmarks"))
     parser.add_argument("--settings", choices=SETTINGS, help="by default those that fit the device")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
-    parser.add_argument("--baseline", type=Path, help="another checkout whose training step to compare")
     return parser.parse_args()
 
 
@@ -156,7 +141,7 @@ def main():
     options, began = parse(), time.perf_counter()
     device = resolve_device(options.device)
     settings = options.settings or ("gpu" if device.type == "cuda" else "cpu")
-    chosen = steps(settings, str(device), options)
+    chosen = steps(settings, str(device))
     end = began + 60 * (options.minutes or (8 if settings == "gpu" else math.inf))
     devices = {describe(resolve_device(name))["device"] for name in ("cpu", str(device))}
     out = options.out = options.out.resolve()

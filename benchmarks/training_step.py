@@ -3,21 +3,22 @@
     python benchmarks/training_step.py                                   # WideResNet-50-2, 256 px, batch 16
     python benchmarks/training_step.py --teacher mobilenetv2_100 --batch 8 --precision float32
     python benchmarks/training_step.py --variant plain: --variant compiled:compile=true,feature_memory=0
-    git worktree add /tmp/before COMMIT && python benchmarks/training_step.py --baseline /tmp/before
 
 Random weights and random images of MVTec AD's size: speed does not depend on them. The floor is the count of
 convolution operations over the rate that this device reaches on one convolution (`dmdd_lite.course.cost`).
-`--baseline` is another checkout of this project (from 7c2b830 on), which comes first; it and every
-`--variant` of the configuration have processes of their own, which take turns. Medians.
+Every `--variant` of the configuration has processes of its own, which take turns, and so has anomalib's
+ReverseDistillation with the same backbone, batch and precision where it is installed: one branch, trained on
+the good images alone. Medians.
 """
 
 import argparse
 import json
 import statistics
-from pathlib import Path
 
 import measure
+import reverse_distillation
 import torch
+from reverse_distillation import NAME as BASELINE
 
 from dmdd_lite import training
 from dmdd_lite.config import Config
@@ -34,29 +35,28 @@ def parse() -> argparse.Namespace:
     parser = measure.parser(__doc__, **named, images=200, iterations=20, turns=2)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="of Config, for all")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME:FIELD=JSON,FIELD=JSON")
-    parser.add_argument("--baseline", type=Path, help="root of another checkout to take turns with")
     parser.add_argument("--no-parts", action="store_true", help="only the whole iteration")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--reference", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def ways_of(options) -> dict[str, tuple[list[str], Path]]:
-    """Arguments and root of every way, the baseline first. Raises ValueError for a variant without a name."""
+def ways_of(options) -> dict[str, list[str]]:
+    """Arguments of every way, the baseline last. Raises ValueError for a variant without a name."""
     kept = ("device", "images", "iterations")
     inner = [word for name in kept for word in (f"--{name}", str(getattr(options, name)))]
     named = {"teacher": options.teacher, "image_size": options.size, "batch_size": options.batch}
     named |= {"teacher_weights": "random", "precision": options.precision, "iterations": 5000}
 
-    def way(more: str, whole: bool) -> list[str]:
-        fields = {**named, **measure.read_fields([*options.set, more])}
-        return [*inner, *([] if whole else ["--no-parts"]), "--serve", json.dumps(fields)]
-
-    ways = {"baseline": (way("", False), options.baseline.resolve())} if options.baseline else {}
+    inner += ["--no-parts"] if options.no_parts else []
+    ways = {}
     for variant in options.variant or ["this checkout:"]:
         name, _, fields = variant.partition(":")
         if not name or name in ways:
             raise ValueError(f"--variant {variant!r} needs a name of its own before the colon")
-        ways[name] = (way(fields, not options.no_parts), measure.ROOT)
+        ways[name] = [*inner, "--serve", json.dumps({**named, **measure.read_fields([*options.set, fields])})]
+    if not options.no_parts and reverse_distillation.available(options.teacher):
+        ways[BASELINE] = [*inner, "--reference", "--serve", json.dumps(named)]
     return ways
 
 
@@ -66,7 +66,7 @@ def ways_of(options) -> dict[str, tuple[list[str], Path]]:
 def build(config: Config, count: int, device: torch.device) -> training.Trainer:
     """A trainer on random images."""
     torch.manual_seed(0)
-    shape = (count, 3, config.image_size, config.image_size)
+    shape = (count, 3, *config.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     teacher = build_teacher(config.teacher, "random", image_size=config.image_size).to(device)
     data = training.TrainingData(images, images[:1], None, images[:100].clone(), {})
@@ -93,8 +93,8 @@ def iteration(trainer, times: int, calls: int) -> float:
 def parts(trainer, times: int, calls: int) -> dict[str, float]:
     """Seconds of the parts of an iteration, each on its own."""
     model, device, config = trainer.model, trainer.device, trainer.config
-    pairs, side = trainer.pairs.batch(0), config.image_size // model.teacher.info.strides[0]
-    shape = (2 * config.batch_size, model.calibration.level.numel(), side, side)
+    pairs, stride = trainer.pairs.batch(0), model.teacher.info.strides[0]
+    shape = (2 * config.batch_size, model.calibration.level.numel(), *(n // stride for n in config.size))
     maps = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
     mask = torch.cat((torch.zeros_like(pairs.mask), pairs.mask))
 
@@ -121,6 +121,18 @@ def operations(trainer) -> dict[str, int]:
     pair, batch = pair_operations(trainer.config), trainer.config.batch_size
     kept = 0 if trainer.known.kept is None else pair.teacher // 2
     return {"operations": batch * pair.total, "computed": batch * (pair.total - kept)}
+
+
+def serve_reference(config: Config, options, device: torch.device) -> dict:
+    """Seconds and memory of an iteration of the baseline."""
+    shape = (options.images, 3, *config.size)
+    with measure.peak_memory(device) as memory:
+        images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+        model = reverse_distillation.build(config.teacher, config.size).to(device)
+        step = reverse_distillation.training_step(model, images, lambda: autocast(device, config.precision))
+        measure.timed(lambda: step(config.batch_size), device, 2)
+        seconds = measure.timed(lambda: step(config.batch_size), device, options.iterations)
+    return {"batch": config.batch_size, "seconds": seconds, "memory": memory}
 
 
 def serve(config: Config, options, device: torch.device) -> dict:
@@ -193,7 +205,8 @@ def main():
     options = parse()
     device = resolve_device(options.device)
     if options.serve:
-        write_json(options.out, serve(Config(**json.loads(options.serve)), options, device))
+        way = serve_reference if options.reference else serve
+        write_json(options.out, way(Config(**json.loads(options.serve)), options, device))
         return
     try:
         ways = compare(options)

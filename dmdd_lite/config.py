@@ -17,12 +17,23 @@ MVTEC_CATEGORIES = (
 #: MVTec AD categories whose image is all foreground, so that anomalies may lie anywhere [authors]
 NO_FOREGROUND = ("carpet", "grid", "leather", "tile", "wood", "transistor")
 
+Size = int | tuple[int, int]  # of images: the side of a square, or (height, width)
 MSN_FRACTION = 0.25  # of all iterations at most train the MSN [ours]
 
 
 def published_iterations(category: str) -> int:
     """Training steps that the same authors' published code spends on an MVTec AD category [authors]."""
     return 10_000 if category in ("cable", "transistor") else 5_000
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """Both sides of a size."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def simplest(height: int, width: int) -> Size:
+    """The size with these sides: one number for a square, so that equal sizes are equal."""
+    return height if height == width else (height, width)
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,14 @@ class Config(Options):
         "ours",
         "extra timm options such as pad_type or out_indices; mean and std override timm's data config",
     )
-    image_size: int = option(
-        256, "authors", "side of the square input in pixels, a multiple of 32", low=64, high=4096
+    image_size: int | tuple = option(
+        256,
+        "authors",
+        "side of the square input in pixels, a multiple of 32; or (height, width), two of them [ours]",
+        of=int,
+        low=64,
+        high=4096,
+        length=2,
     )
 
     # student
@@ -108,7 +125,11 @@ class Config(Options):
 
     # pairs
     perlin_scales: tuple = option(
-        (0, 6), "authors", "Perlin cells per side: 2^k with k drawn from [first, second)", of=int, length=2
+        (0, 6),
+        "authors",
+        "Perlin cells per shorter side: 2^k, k drawn from [first, second)",
+        of=int,
+        length=2,
     )
     perlin_threshold: float = option(0.5, "authors", "noise above it is anomalous", low=0.0, high=1.0)
     opacity: tuple = option(
@@ -155,7 +176,11 @@ class Config(Options):
 
     # score
     smoothing_sigma: float = option(
-        6.0, "ours", "Gaussian on the full-size maps, in pixels at 256; 4 [authors]", low=0.0, high=60.0
+        6.0,
+        "ours",
+        "Gaussian on the full-size maps, in pixels at a shorter side of 256; 4 [authors]",
+        low=0.0,
+        high=60.0,
     )
 
     plus: dict | None = option({}, "ours", "DMDD+: a PlusConfig or its fields; None = DMDD alone")
@@ -173,9 +198,10 @@ class Config(Options):
             object.__setattr__(self, "plus", plus)
         else:
             super().__post_init__()
-        if self.image_size % 32:
-            nearest = max(64, round(self.image_size / 32) * 32)
+        if any(side % 32 for side in self.size):
+            nearest = simplest(*(max(64, round(side / 32) * 32) for side in self.size))
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")
+        object.__setattr__(self, "image_size", simplest(*self.size))
         if not self.branches or len(set(self.branches)) < len(self.branches):
             raise ValueError(f"branches must name one or both branches once, got {shown(self.branches)}")
         if not self.pairs and ("abnormality" in self.branches or self.msn_iterations):
@@ -189,6 +215,11 @@ class Config(Options):
             )
         if self.opacity[0] > self.opacity[1]:
             raise ValueError(f"opacity must be an increasing pair, got {shown(self.opacity)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return height_width(self.image_size)
 
     @property
     def student_iterations(self) -> int:

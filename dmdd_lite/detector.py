@@ -73,7 +73,7 @@ class Detector:
 
     @classmethod
     def calibrated(cls, model: DMDD, plus, good: Tensor, facts: Facts) -> "Detector":
-        """With the thresholds of held-out good images, uint8 (N, 3, S, S): the maximum of their image scores,
+        """With the thresholds of held-out good images, uint8 (N, 3, H, W): the maximum of their image scores,
         which a further good image exceeds about once in N + 1 times, and the 99.9 % quantile of their pixels.
         [ours] facts: depth and made_from."""
         detector = cls(model, plus)
@@ -91,7 +91,7 @@ class Detector:
 
     @torch.inference_mode()
     def output(self, images: Tensor):
-        """The networks' own outputs, on their device, of images uint8 (B, 3, S, S): ModelOutput, and
+        """The networks' own outputs, on their device, of images uint8 (B, 3, H, W): ModelOutput, and
         PlusOutput or None."""
         with autocast(self.device, self.config.precision):
             return self._output(unit_range(images, self.device))
@@ -102,7 +102,7 @@ class Detector:
         return output, None if self.plus is None else self.plus(output.fused, features)
 
     def maps(self, images: Tensor):
-        """Images uint8 (B, 3, S, S), S = image_size -> smoothed maps (B, S, S) and image scores (B,), by name
+        """Images uint8 (B, 3, *config.size) -> smoothed maps (B, *config.size) and image scores (B,), by name
         on the CPU, and the networks' own outputs, as of `output`."""
         *found, outputs = self.device_maps(images)
         maps, scores = ({name: values.cpu() for name, values in part.items()} for part in found)
@@ -114,7 +114,7 @@ class Detector:
         return self._scored(self.output(images))
 
     def maps_of(self, images: Tensor):
-        """What `device_maps` returns, of images in [0, 1], float32 (B, 3, S, S): for `export`."""
+        """What `device_maps` returns, of images in [0, 1], float32 (B, 3, H, W): for `export`."""
         return self._scored(self._output(images))
 
     def _scored(self, outputs):
@@ -133,10 +133,10 @@ class Detector:
         """Predict an image (path, PIL image, or array: integers, or float in [0, 1], (H, W[, 3 or 4]))
         -> Prediction; a folder (recursive) or a list of images -> list[Prediction], in order.
 
-        tile: side in pixels of the tiles in which large images are predicted, see `tiling.tiled_maps`; None =
-        every image is resized as a whole. Warns of files that are no images, and of values that no training
-        image could have. Raises DataError for a file that cannot be read or a folder without images,
-        ValueError for anything else that is no image."""
+        tile: shorter side in pixels of the tiles in which large images are predicted, see
+        `tiling.tiled_maps`; None = every image is resized as a whole. Warns of files that are no images, and
+        of values that no training image could have. Raises DataError for a file that cannot be read or a
+        folder without images, ValueError for anything else that is no image."""
         if isinstance(source, str | Path) and os.path.isdir(source):
             source = list(open_folder(source))
         if isinstance(source, list | tuple):
@@ -168,7 +168,7 @@ class Detector:
         return self._stream(images, 1, skipped, lambda found: [predict(image) for image in found])
 
     def _whole_maps(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Maps (S, S) by name of each image, uint8 (3, H, W)."""
+        """Maps of the input's size by name of each image, uint8 (3, H, W)."""
         size = self.config.image_size
         batch = torch.stack([read_image(image.permute(1, 2, 0).numpy(), size) for image in images])
         maps = self.maps(batch)[0]

@@ -25,8 +25,8 @@ BATCH, GPU_BATCH = 8, 32  # images predicted at once
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A scored test split of N images: images uint8 (N, 3, S, S); masks bool (N, S, S); labels bool (N,);
-    per map name maps float32 (N, S, S), scores (N,) and metrics (fractions of 1; NaN where no mask is known).
+    """A scored test split of N images: images uint8 (N, 3, H, W); masks bool (N, H, W); labels bool (N,);
+    per map name maps float32 (N, H, W), scores (N,) and metrics (fractions of 1; NaN where no mask is known).
 
     decisions: per map name image_precision, image_recall, image_f1 and false_alarm_rate at the detector's
     threshold, and best_pixel_f1, see `metrics.evaluate_maps`; files: hashes of the category's images and
@@ -100,13 +100,13 @@ def _original_mask(test, rule: str) -> np.ndarray:
 
 
 def _at_size_of(maps: np.ndarray, masks: list[np.ndarray]) -> list[np.ndarray]:
-    """Maps (N, S, S), each resized bilinearly to its mask (H, W)."""
+    """Maps (N, h, w), each resized bilinearly to its mask (H, W)."""
     pairs = zip(torch.from_numpy(maps), masks, strict=True)
     return [F.interpolate(m[None, None], mask.shape, mode="bilinear")[0, 0].numpy() for m, mask in pairs]
 
 
 def _predict(detector: Detector, images: Tensor, batch_size: int | None, progress: bool):
-    """Maps (N, S, S) and scores (N,) by name, and their seconds, of uint8 images (N, 3, S, S)."""
+    """Maps (N, H, W) and scores (N,) by name, and their seconds, of uint8 images (N, 3, H, W)."""
     gpu, names = detector.device.type == "cuda", map_names(detector.config)
     batch_size = batch_size or (GPU_BATCH if gpu else BATCH)
     maps, scores = {name: [] for name in names}, {name: [] for name in names}

@@ -1,7 +1,7 @@
 """A detector as one file that needs neither this package nor Python: ONNX, or a program of torch.export.
 
-Input `images`: uint8 (B, S, S, 3), RGB, resized to the S of the configuration with an antialiased bilinear
-filter, as Pillow's `resize` is. Outputs: `score` (B,) and `map` (B, S, S) of the map that decides, float32.
+Input `images`: uint8 (B, H, W, 3), RGB, resized to the size of the configuration with an antialiased bilinear
+filter, as Pillow's `resize` is. Outputs: `score` (B,) and `map` (B, H, W) of the map that decides, float32.
 The metadata, a JSON text named `dmdd_lite`, holds threshold, map_name, image_size and configuration. [ours]
 """
 
@@ -32,7 +32,7 @@ class ExportError(RuntimeError):
 
 
 class Exported(nn.Module):
-    """forward: images uint8 (B, S, S, 3) -> score (B,), map (B, S, S), in float32 on the CPU."""
+    """forward: images uint8 (B, H, W, 3) -> score (B,), map (B, H, W), in float32 on the CPU."""
 
     def __init__(self, detector: Detector):
         super().__init__()
@@ -87,7 +87,7 @@ def export_detector(detector: Detector, path: str | Path, images, batch: int | N
 
 
 def _read(source, detector: Detector) -> Tensor:
-    """The first COMPARED images of what `Detector.predict` takes, uint8 (N, 3, S, S)."""
+    """The first COMPARED images of what `Detector.predict` takes, uint8 (N, 3, H, W)."""
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = open_folder(source)
     sources = source if isinstance(source, list | tuple) else [source]

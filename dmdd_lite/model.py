@@ -78,28 +78,27 @@ def build_model(config: Config, teacher: Teacher) -> DMDD:
 
 
 def full_size_maps(output: ModelOutput, config: Config) -> dict[str, Tensor]:
-    """The maps that are scored, each (B, S, S), S = image_size: bilinear upsampling, then a Gaussian.
+    """The maps that are scored, each (B, *config.size): bilinear upsampling, then a Gaussian.
 
     'fused' is the MSN's [paper]; 'normality' and 'abnormality' are sums over the scales, 'sum' is the sum of
     both [ours].
     """
-    size = (config.image_size, config.image_size)
-    maps = {name: stack_maps(getattr(output, name), size).sum(1) for name in config.branches}
+    maps = {name: stack_maps(getattr(output, name), config.size).sum(1) for name in config.branches}
     maps["sum"] = sum(maps.values())
     maps = {name: smooth(values, sigma_of(config)) for name, values in maps.items()}
     return {"fused": smooth_probability(output.fused, config), **maps}
 
 
 def smooth_probability(maps: Tensor, config: Config) -> Tensor:
-    """Maps (B, H, W) in [0, 1] upsampled to (B, S, S) and smoothed as logits: a single high pixel does not
-    disappear in the saturation of its neighbours. [ours]"""
-    logits = stack_maps([maps.float().logit(eps=1e-6)], (config.image_size, config.image_size))[:, 0]
+    """Maps (B, H, W) in [0, 1] upsampled to (B, *config.size) and smoothed as logits: a single high pixel
+    does not disappear in the saturation of its neighbours. [ours]"""
+    logits = stack_maps([maps.float().logit(eps=1e-6)], config.size)[:, 0]
     return smooth(logits, sigma_of(config)).sigmoid()
 
 
 def sigma_of(config: Config) -> float:
-    """Of the Gaussian, in pixels at the configuration's image size."""
-    return config.smoothing_sigma * config.image_size / 256
+    """Of the Gaussian, in pixels at the configuration's image size, in proportion to the shorter side."""
+    return config.smoothing_sigma * min(config.size) / 256
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from dataclasses import field
-from typing import Any
+from typing import Any, get_args
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
 LARGEST = 2**63 - 1  # the largest integer that torch accepts
@@ -52,7 +52,7 @@ class Options:
 
 
 def _convert(item, value):
-    if item.type is tuple and isinstance(value, list | tuple):
+    if tuple in (item.type, *get_args(item.type)) and isinstance(value, list | tuple):
         return tuple(_typed(f"each part of {item.name}", item.metadata["of"], part) for part in value)
     value = _typed(item.name, item.type, value)
     if item.type is not dict:
@@ -71,7 +71,7 @@ def _typed(name: str, kind, value):
             value = float(value)
         except OverflowError as error:
             raise ValueError(f"{name} must be finite, got {shown(value)}") from error
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         label = getattr(kind, "__name__", str(kind))
         raise TypeError(f"{name} must be {label}, got {shown(value)} ({type(value).__name__})")
     return value
@@ -80,7 +80,7 @@ def _typed(name: str, kind, value):
 def _check(item, value):
     """Range or choice of one field, of every part of a tuple; NaN is outside every range."""
     low, high, choices, length = (item.metadata.get(key) for key in ("low", "high", "choices", "length"))
-    if length is not None and len(value) != length:
+    if length is not None and isinstance(value, tuple) and len(value) != length:
         raise ValueError(f"{item.name} must have {length} parts, got {shown(value)}")
     for part in value if isinstance(value, tuple) else (value,):
         if low is not None and not part >= low:
@@ -99,9 +99,14 @@ def read_setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: must be NAME=VALUE")
+    return name, read_value(value)
+
+
+def read_value(text: str) -> Any:
+    """A value of a command line: JSON, or else text."""
     with contextlib.suppress(ValueError):
-        value = json.loads(value)
-    return name, value
+        return json.loads(text)
+    return text
 
 
 def shown(value) -> str:

@@ -77,13 +77,15 @@ def _gradient_lookup(gradients: Tensor, corner: Tensor):
 
 
 def random_perlin(batch: int, size, scales, rng: Generator) -> Tensor:
-    """Perlin noise (B, H, W) with 2^k cells, k drawn from [scales[0], scales[1]), randomly rotated."""
+    """Perlin noise (B, H, W) with 2^k cells along the shorter side, k drawn from [scales[0], scales[1]),
+    randomly rotated."""
 
     def uniform(*shape):
         return torch.rand(*shape, generator=rng, device=rng.device)
 
     gradients = 2 * math.pi * uniform(batch, LATTICE, LATTICE)
     cells = 2.0 ** torch.randint(scales[0], scales[1], (batch,), generator=rng, device=rng.device)
+    cells = cells * (size[0] / min(size))  # along the height
     angles = (2 * uniform(batch) - 1) * math.radians(ROTATION)
     return perlin_noise(gradients, cells, angles, LATTICE * uniform(batch, 2), size)
 
@@ -105,8 +107,8 @@ def threshold_noise(noise: Tensor, foreground: Tensor | None, threshold: float) 
 
 @torch.no_grad()
 def augment_textures(textures: Tensor, rng: Generator) -> Tensor:
-    """Random mirroring, quarter turn, channel order, inversion, gamma, contrast and brightness of each
-    texture (B, 3, H, W) in [0, 1], in place of DRAEM's imgaug set. [ours]"""
+    """Random mirroring, quarter turn of squares, channel order, inversion, gamma, contrast and brightness
+    of each texture (B, 3, H, W) in [0, 1], in place of DRAEM's imgaug set. [ours]"""
     batch, device = len(textures), textures.device
 
     def uniform(low, high):
@@ -197,7 +199,7 @@ def alter(normal: Tensor, mask: Tensor, rng: Generator) -> Tensor:
 
 class PairSource:
     """The pairs of every step, each a function of the seed and the step alone, so that a checkpoint needs no
-    generator state. images uint8 (N, 3, S, S), foreground bool (N, S, S) or None, textures uint8."""
+    generator state. images uint8 (N, 3, H, W), foreground bool (N, H, W) or None, textures uint8."""
 
     def __init__(self, config: Config, images: Tensor, foreground: Tensor | None, textures: Tensor):
         self.config, self.images, self.foreground = config, images, foreground

@@ -31,7 +31,7 @@ class Region(NamedTuple):
 class Prediction:
     """The result for one image.
 
-    maps: smoothed anomaly maps (S, S) by name, S = image_size of the configuration; scores, thresholds (of
+    maps: smoothed anomaly maps by name, in the size of the network's input; scores, thresholds (of
     image scores) and pixel_thresholds by the same names; map_name: the map that decides; size: height and
     width of the image; path: None for images from memory; depth: bits of integers in images, but for uint8.
     """

@@ -38,11 +38,11 @@ class Decoupling(nn.Module):
 
     forward: (B, width, H, W) -> normality, abnormality, both (B, C, H, W). Both halves have the same
     capacity. Two convolutions, batch norm, ReLU where the teacher is rectified, and the prior are ours; with
-    `branches` = 1 nothing is split. prior: side H of a map (1, C, H, H) added to the first half before the
-    ReLU, zero until it is set; 0 = none.
+    `branches` = 1 nothing is split. prior: (H, W) of a map (1, C, H, W) added to the first half before the
+    ReLU, zero until it is set; () = none.
     """
 
-    def __init__(self, width: int, channels: int, rectified: bool, branches: int = 2, prior: int = 0):
+    def __init__(self, width: int, channels: int, rectified: bool, branches: int = 2, prior=()):
         super().__init__()
         self.branches = branches
         middle = branches * max(width, channels)
@@ -50,7 +50,7 @@ class Decoupling(nn.Module):
             conv_norm(width, middle, 1), *conv_norm(middle, branches * channels, 1, relu=False)
         )
         self.last = nn.ReLU() if rectified else nn.Identity()
-        self.register_buffer("prior", torch.zeros(1, channels, prior, prior) if prior else None)
+        self.register_buffer("prior", torch.zeros(1, channels, *prior) if prior else None)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, ...]:
         halves = self.expand(feature).chunk(self.branches, dim=1)
@@ -65,12 +65,13 @@ class Student(nn.Module):
     forward: images (B, 3, H, W) in [0, 1], teacher features -> StudentOutput.
     """
 
-    def __init__(self, widths, info: FeatureInfo, branches=BRANCHES, prior: int = 0):
+    def __init__(self, widths, info: FeatureInfo, branches=BRANCHES, prior: tuple[int, ...] = ()):
         super().__init__()
         self.branches = tuple(name for name in BRANCHES if name in branches)
         sizes = zip(widths, info.channels, info.rectified, info.strides, strict=True)
         self.decouple = nn.ModuleList(
-            Decoupling(w, c, r, len(self.branches), prior // s) for w, c, r, s in sizes
+            Decoupling(w, c, r, len(self.branches), tuple(side // s for side in prior))
+            for w, c, r, s in sizes
         )
 
     def forward(self, images: Tensor, features: Features) -> StudentOutput:
@@ -94,7 +95,7 @@ class EncoderStudent(Student):
 
 def build_student(config, info: FeatureInfo) -> Student:
     """The student that `config.student` names, for a teacher with these features."""
-    prior = config.image_size if config.prior and "normality" in config.branches else 0
+    prior = config.size if config.prior and "normality" in config.branches else ()
     kwargs = {"branches": config.branches, "prior": prior}
     if config.student == "encoder":
         network = untrained_network(config.teacher, config.teacher_options, config.image_size)

@@ -27,6 +27,7 @@ from .backbones.networks import (
     unusable,
 )
 from .backbones.weights import tensors_sha256
+from .config import Size, height_width
 
 
 class FeatureInfo(NamedTuple):
@@ -117,7 +118,7 @@ def build_teacher(
     weights: str = "",
     options: dict | None = None,
     seed: int = 0,
-    image_size: int = IMAGE_SIZE,
+    image_size: Size = IMAGE_SIZE,
 ) -> Teacher:
     """The teacher `name` of timm, with ImageNet weights from the hub (weights = ""), from a local file, or
     untrained (weights = "random", then seeded and with batch-norm statistics measured on noise). A name of
@@ -153,7 +154,8 @@ def build_teacher(
         teacher = Teacher(network, colours["mean"] or config["mean"], colours["std"] or config["std"], sha256)
     except Exception as error:  # of timm's networks, a dozen types
         told = str(error) or type(error).__name__
-        raise unusable(name, f"it takes no images of {image_size} pixels a side: {told}") from error
+        size = " x ".join(map(str, height_width(image_size)))
+        raise unusable(name, f"it takes no images of {size} pixels: {told}") from error
     if teacher.info.strides != STRIDES:
         raise unusable(name, f"its features have strides {teacher.info.strides}, DMDD needs {STRIDES}")
     return teacher
@@ -168,7 +170,7 @@ def _check_colour(key: str, value, above: float):
         raise ValueError(f"teacher_options[{key!r}] must be three numbers{positive} (R, G, B), got {value!r}")
 
 
-def empty_teacher(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> Teacher:
+def empty_teacher(name: str, options: dict | None = None, image_size: Size = IMAGE_SIZE) -> Teacher:
     """The same network without weights, for a state that is loaded afterwards. No network access."""
     return build_teacher(name, "random", options, image_size=image_size)
 

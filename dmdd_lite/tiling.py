@@ -17,22 +17,25 @@ from .data.images import read_image
 def tiled_maps(
     detector, image: Tensor, tile: int = 256, overlap: int = 64, batch_size: int = 8
 ) -> dict[str, Tensor]:
-    """Maps (H, W) by name of an image, uint8 (3, H, W) of any size, from square tiles of `tile` pixels whose
-    neighbours share `overlap` pixels or more; there the maps are blended linearly. An image smaller than a
-    tile is continued by reflection. Raises ValueError as `check_tiles`."""
+    """Maps (H, W) by name of an image, uint8 (3, H, W) of any size, from tiles in the proportions of the
+    network's input, `tile` pixels along the shorter side, whose neighbours share `overlap` pixels or more;
+    there the maps are blended linearly. An image smaller than a tile is continued by reflection.
+    Raises ValueError as `check_tiles`."""
     check_tiles(tile, overlap)
     height, width = image.shape[1:]
-    missing = ((0, 0), (0, max(0, tile - height)), (0, max(0, tile - width)))
+    size = detector.config.size
+    rows, columns = (round(tile * side / min(size)) for side in size)
+    missing = ((0, 0), (0, max(0, rows - height)), (0, max(0, columns - width)))
     pixels = np.pad(image.numpy(), missing, mode="symmetric")
-    window = torch.outer(edge_ramp(tile, overlap), edge_ramp(tile, overlap))
+    window = torch.outer(edge_ramp(rows, overlap), edge_ramp(columns, overlap))
     sums, weights = {}, torch.zeros(pixels.shape[1:])
-    for corners in _batches(pixels.shape[1:], tile, overlap, batch_size):
-        places = [(slice(y, y + tile), slice(x, x + tile)) for y, x in corners]
-        tiles = [np.moveaxis(pixels[:, rows, columns], 0, 2) for rows, columns in places]
-        maps = detector.maps(torch.stack([read_image(part, detector.config.image_size) for part in tiles]))[0]
+    for corners in _batches(pixels.shape[1:], (rows, columns), overlap, batch_size):
+        places = [(slice(y, y + rows), slice(x, x + columns)) for y, x in corners]
+        tiles = [np.moveaxis(pixels[:, y, x], 0, 2) for y, x in places]
+        maps = detector.maps(torch.stack([read_image(part, size) for part in tiles]))[0]
         for name, values in maps.items():
             total = sums.setdefault(name, torch.zeros(pixels.shape[1:]))
-            resized = F.interpolate(values[:, None], (tile, tile), mode="bilinear")[:, 0]
+            resized = F.interpolate(values[:, None], (rows, columns), mode="bilinear")[:, 0]
             for place, found in zip(places, resized, strict=True):
                 total[place] += window * found
         for place in places:
@@ -58,7 +61,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (length - tile) / max(1, count - 1)) for i in range(count)]
 
 
-def _batches(size, tile: int, overlap: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    rows, columns = (tile_starts(length, tile, overlap) for length in size)
+def _batches(size, shape, overlap: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
+    rows, columns = (tile_starts(*lengths, overlap) for lengths in zip(size, shape, strict=True))
     corners = [(y, x) for y in rows for x in columns]
     return (corners[start : start + batch_size] for start in range(0, len(corners), batch_size))

@@ -138,6 +138,7 @@ def test_patches_of_14_are_made_16():
 def test_input_sizes():
     """Of the images where timm adapts the weights, else the network's own, and any that is asked for."""
     assert prepare("test_vit", None, 96)[1]["img_size"] == 96
+    assert prepare("test_vit", None, (96, 160))[1]["img_size"] == (96, 160)
     assert prepare("hiera_tiny_224", None, 96)[1]["img_size"] == 224
     assert prepare("hiera_tiny_224", {"img_size": 64}, 96)[1]["img_size"] == 64
     assert "img_size" not in prepare("test_mambaout", None, 96)[1]

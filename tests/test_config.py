@@ -1,15 +1,16 @@
-"""The configuration refuses what is out of range, and README.md lists it as it is."""
+"""The configuration refuses what is out of range, and docs/provenance.md lists it as it is."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from dmdd_lite.config import Config
-from dmdd_lite.options import LABELS, differences, provenance_table
+from dmdd_lite.options import LABELS, differences, provenance_table, read_setting
 from dmdd_lite.plus.config import PlusConfig
 
-README = Path(__file__).parent.parent / "README.md"
+PROVENANCE = Path(__file__).parent.parent / "docs/provenance.md"
 
 
 def test_json_round_trip_and_unknown_fields():
@@ -25,11 +26,20 @@ def test_json_round_trip_and_unknown_fields():
         Config(plus={"wieght": 1.0})
 
 
+def test_both_forms_of_the_image_size():
+    """A square is one number in either form, so that its runs and results are the same."""
+    oblong = Config.from_dict(dict([read_setting("image_size=[192, 320]")]))
+    assert oblong.image_size == oblong.size == (192, 320)
+    assert Config.from_dict(json.loads(json.dumps(oblong.to_dict()))) == oblong
+    assert Config(image_size=[256, 256]) == Config() != oblong
+    assert Config().size == (256, 256)
+
+
 @pytest.mark.parametrize("options", [Config, PlusConfig])
 def test_every_field_has_its_origin_and_readme_lists_them(options):
     fields = dataclasses.fields(options)
     assert all(item.metadata["label"] in LABELS and item.metadata["text"] for item in fields)
-    assert provenance_table(options) in README.read_text(encoding="utf-8")
+    assert provenance_table(options) in PROVENANCE.read_text(encoding="utf-8")
     assert len(fields) <= 30
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from builders import random_images, some_samples, tiny_detector, tiny_model, tree
+from builders import random_images, some_samples, tiny_detector, tiny_model, train_tiny, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -14,6 +14,7 @@ from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.problems import DataWarning
 from dmdd_lite.detector import Detector, DetectorError
 from dmdd_lite.evaluation import evaluate
+from dmdd_lite.explorer.model import Explorer
 from dmdd_lite.facts import Facts
 
 
@@ -40,6 +41,25 @@ def test_path_pil_array_and_list_agree(detector, folder):
     for source in (str(path), image, np.asarray(image), np.float64(np.asarray(image)) / 255):
         assert_same(detector.predict(source), one)
     assert_same(detector.predict([image, path])[1], one)
+
+
+@pytest.mark.parametrize("changes", [{}, {"student": "decoder"}, {"teacher": "test_vit"}], ids=str)
+def test_an_oblong_input(root, tmp_path, changes):
+    """Trained, saved, loaded: maps in the input's size, and in the image's own; tiles in its proportions."""
+    train_tiny(root, tmp_path, image_size=[64, 96], **changes)
+    detector = Detector.load(tmp_path / "detector", "cpu")
+    assert detector.config.image_size == (64, 96)
+    image = random_images(1, 150)[0, :, :70].permute(1, 2, 0).numpy()
+    whole, tiled = detector.predict(image), detector.predict(image, tile=64, overlap=16)
+    assert {values.shape for values in whole.maps.values()} == {(64, 96)}
+    assert whole.map.shape == tiled.map.shape == (70, 150)
+    found = evaluate(detector, open_category(root, "lever"), progress=False)
+    assert found.masks.shape == found.maps["plus"].shape == (len(found.labels), 64, 96)
+    seen = Explorer(detector, found, progress=False).see(0)
+    assert seen.truth.shape == seen.maps["plus", 0].shape == (64, 96)
+    one = detector.predict(random_images(1, 96)[0, :, :64].permute(1, 2, 0).numpy())
+    same = detector.predict(random_images(1, 96)[0, :, :64].permute(1, 2, 0).numpy(), tile=64, overlap=16)
+    np.testing.assert_allclose(same.plus, one.plus, atol=1e-6)
 
 
 def test_a_folder_in_order_is_as_each_image_and_as_an_evaluation(detector, folder):

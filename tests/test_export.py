@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import random_images
+from builders import random_images, tiny_detector
 
 from dmdd_lite import export
 from dmdd_lite.data.folders import open_folder
@@ -66,6 +66,15 @@ def test_a_program_of_torch_export_gives_the_same_maps(detector, pictures, tmp_p
     maps, scores, _ = detector.maps(images)
     torch.testing.assert_close(found, maps["plus"], atol=1e-4, rtol=0)
     torch.testing.assert_close(score, scores["plus"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_oblong_detector_is_exported(pictures, tmp_path, suffix):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+    detector = tiny_detector(image_size=(64, 96))
+    assert detector.export(tmp_path / f"oblong{suffix}", pictures) <= export.TOLERANCE
 
 
 @pytest.mark.parametrize(

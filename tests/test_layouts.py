@@ -119,7 +119,7 @@ def test_plain_folders_that_cannot_be_meant(places, tmp_path, change, told):
 
 
 def test_the_command_trains_and_judges(places, tmp_path, capsys, monkeypatch):
-    values = ["teacher=test_resnet", "teacher_weights=random", "image_size=64", "iterations=4"]
+    values = ["teacher=test_resnet", "teacher_weights=random", "image_size=[64,96]", "iterations=4"]
     values += ["batch_size=2", "precision=float32"]
     words = [w for kind, place in places.items() for w in (f"--{kind}", str(place))]
     words += ["--device", "cpu", "--out", str(tmp_path / "out"), "--set"]
@@ -129,7 +129,8 @@ def test_the_command_trains_and_judges(places, tmp_path, capsys, monkeypatch):
     assert "false_alarm_rate" in capsys.readouterr().out
     result = json.loads((tmp_path / "out/good_seed0.json").read_text())
     assert (result["layout"], result["images"]) == ("folders", {"train": 8, "test": 5})
-    detector = train(tiny_config(iterations=4), good=places["good"], output_dir=tmp_path / "out").detector
+    config = tiny_config(iterations=4, image_size=(64, 96))
+    detector = train(config, good=places["good"], output_dir=tmp_path / "out").detector
     with pytest.warns(DataWarning, match="are not those of the detector, which may have seen test images"):
         evaluation.evaluate(detector, open_folders(**places, seed=1), progress=False)
     monkeypatch.setattr(own, "work", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))

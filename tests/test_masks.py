@@ -77,9 +77,9 @@ def test_another_rule_is_given_by_name(tmp_path):
 # ---- other sizes --------------------------------------------------------------------------------------
 
 
-def more_than_half(mask, size):
-    """Every pixel as size x size equal parts, of which a cell has height x width."""
-    parts = mask.repeat(size, axis=0).repeat(size, axis=1).reshape(size, len(mask), size, -1)
+def more_than_half(mask, rows, columns):
+    """Every pixel as rows x columns equal parts, of which a cell has height x width."""
+    parts = mask.repeat(rows, axis=0).repeat(columns, axis=1).reshape(rows, len(mask), columns, -1)
     return 2 * parts.sum((1, 3)) > mask.size
 
 
@@ -88,7 +88,9 @@ def test_a_cell_is_defective_where_more_than_half_of_its_area_is(shape):
     """At other than whole ratios too, upwards too, and centred: turned alike, turned results."""
     for seed in range(4):
         mask = np.random.default_rng(seed).random(shape) < 0.5
-        assert np.array_equal(resize_mask(mask, 5), more_than_half(mask, 5))
+        assert np.array_equal(resize_mask(mask, 5), more_than_half(mask, 5, 5))
+        assert np.array_equal(resize_mask(mask, (5, 3)), more_than_half(mask, 5, 3))
+        assert np.array_equal(resize_mask(mask.T, (3, 5)).T, resize_mask(mask, (5, 3)))
         assert np.array_equal(resize_mask(mask[::-1, ::-1], 5)[::-1, ::-1], resize_mask(mask, 5))
         assert np.array_equal(resize_mask(mask.T, 5).T, resize_mask(mask, 5))
 

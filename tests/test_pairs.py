@@ -42,6 +42,16 @@ def test_perlin_noise_equals_the_loop(size):
         np.testing.assert_allclose(found[i].numpy(), loop_perlin(*args), atol=2e-4)
 
 
+def test_oblong_noise_is_that_of_a_square_continued():
+    square, wide, high = (
+        synthesis.random_perlin(4, size, (0, 6), torch.Generator().manual_seed(0))
+        for size in ((48, 48), (48, 80), (80, 48))
+    )
+    torch.testing.assert_close(wide[:, :, :48], square, atol=1e-4, rtol=0)
+    torch.testing.assert_close(high[:, :48], square, atol=1e-4, rtol=0)
+    assert [procedural_textures(size, 0, 2).shape[2:] for size in (48, (48, 80))] == [(48, 48), (48, 80)]
+
+
 @pytest.fixture
 def synthesizer():
     return PairSynthesizer(Config(), random_images(3, 48, seed=1))

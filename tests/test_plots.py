@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dmdd_lite.course import figures, plots
+from dmdd_lite.course.plots import problem
 from dmdd_lite.course.zones import split_zones
 
 RNG = np.random.default_rng(0)
@@ -24,15 +25,12 @@ CURVE = {"roc": ([0, 1], [0, 1]), "pro": ([0, 0.2, 1], [0, 0.9, 1]), "auroc": 0.
 LOSSES = pd.DataFrame(RNG.random((250, 5)), columns=["ngm", "aim", "msn", "aim_inside", "aim_outside"])
 LOSSES["iteration"] = 4 * LOSSES.index
 LOSSES.loc[:49, "msn"] = LOSSES.loc[50:, "aim"] = np.nan
-FUSIONS = pd.DataFrame({"fusion": ["sum", "sum", "msn"], "plain_weight": 0.0, "aupro": [0.5, 0.7, 0.9]})
 ROWS = pd.DataFrame(
     [("full", "a", 0, 0.90), ("full", "a", 1, 0.94), ("full", "b", 0, 0.80), ("other", "a", 0, 0.91)],
     columns=["row", "data", "seed", "aupro"],
 )
-CHANNELS = RNG.normal(size=(4, 4, 4)) * np.array([1, 9, 3, 7])[:, None, None]
 FIELD, ANGLES = RNG.normal(size=(3, 4, 2)), np.linspace(0, 3, 9).reshape(3, 3)
 SHARES = pd.DataFrame({"share": [0.5, 0.1], "regions": [1, 3], "size": [0.5, 0.03], "empty": [0, 0.2]})
-TRUST = pd.DataFrame({"defects": [0.5, 0.7], "good": [1.0, 1.1]}, index=["N /4", "N /8"])
 WEIGHTS = RNG.random((3, 2, 8, 10))
 DISTANCES = {"real": {"hole": np.arange(21.0), "stain": np.full(3, 4.0)}}
 SEPARABLE = ([0.1, 0.3, 0.6, 0.9], [False, False, True, True])
@@ -44,30 +42,23 @@ CASES = [
     ("examples", (IMAGES, MASKS, MAPS, [*"abc"]), [IMAGES[2], MAPS["normality"][1]], ["fused", "b"]),
     ("examples", (IMAGES[:1], MASKS[2:], {"flat": FLAT}, ["$a_{"]), [FLAT[0]], ["$a_{"]),
     ("pairs", (IMAGES, 255 - IMAGES, MASKS), [IMAGES[0], 255 - IMAGES[1], MASKS[2]], []),
-    ("overlay", (IMAGES[0], MAPS["normality"][0], 0.5, MASKS[0]), [IMAGES[0]], ["above 0.5", "ground truth"]),
     ("score_histogram", (*SEPARABLE, 0.7), [[0.7, 0.7]],
      ["good (2)", "threshold 0.7: 0 false alarms, 1 missed"]),
-    ("score_histogram", ([0.5], [1]), [], ["anomalous (1)"]),
+    ("score_histogram", ([0.5], [1]), [], ["defective (1)"]),
     ("roc_and_pro", ({"sum": CURVE, "fused": CURVE},), [[0, 0.9, 1]], ["sum 50.00", "fused 12.34"]),
     ("losses", (LOSSES,), [LOSSES["ngm"], [200, 200], [196, 196]], [" starts", "ends "]),
     ("losses", (LOSSES[:2],), [LOSSES["ngm"][:2]], ["not trained in this run"]),
     ("row_differences", (ROWS, {"aupro": "AUPRO"}, "full"), [[-2, 2], [0], [-1]], ["full", "other", "b"]),
     ("arrows", ({"a": FIELD, "b": -FIELD}, np.eye(3, 4), (1, 2)), [-FIELD[..., 0].ravel(), np.eye(3, 4)],
      ["b"]),
-    ("channels", (IMAGES[0], {"s": CHANNELS}, 2), [IMAGES[0], CHANNELS[1], CHANNELS[3]], ["channel 3"]),
-    ("distributions", ({"s": {"raw": np.arange(9.0), "b": FLAT}}, "distance"), [], ["raw", "b", "distance"]),
-    ("capacity", ([0, 0.5, 1], {"AUPRO": [1, 60, 15]}, {"good": [1, 0.1, 0]}, [0.5]),
-     [[1, 60, 15], [1, 0.1, 1e-6], [0.5, 0.5]], []),
-    ("msn", (("channel", "self"),), [], ["attention:\nchannel\nself"]),
+    ("msn", (("channel", "self"), "attention"), [], ["six maps $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$"]),
     ("weights", (IMAGES, WEIGHTS, ["a", "b"], [*"xyz"], MASKS), [WEIGHTS[2, 1]], ["a", "z"]),
     ("weights", (IMAGES[:1], np.ones((1, 1, 8, 9)), ["a"], ["x"], MASKS[:1]), [np.ones((8, 9))], []),
-    ("trust", (TRUST,), [[0.5, 0.7], [1.0, 1.1]], ["N /4", "good"]),
-    ("ablation", (FUSIONS, 0.0, {"sum": {"aupro": 0.65}}, ("aupro",)), [[50, 70], [60], [65, 65]], ["msn"]),
-    ("groups", ({"real": np.arange(101.0), "good": np.arange(11.0)}, "sums"), [[50, 50], [5, 5]], ["real"]),
+    ("dilations", (FLAT[0], (9, 9), (1, 4)), [FLAT[0]], ["dilation 4"]),
     ("threshold_choice", (*map(np.array, SEPARABLE), {"held out": 0.4}, 0.05, (1, 10)), [[0.4, 0.4]],
      ["held out"]),
     ("outlines", (IMAGES[:2], MASKS[1:], MAPS["fused"][:2], {"never": 9.0}, ["x", "y"]), [IMAGES[1]],
-     ["never: 9.00", "y"]),
+     ["never: 9.000", "y"]),
     ("gradients", (ANGLES, np.linspace(-1, 1, 64).reshape(8, 8)), [np.cos(ANGLES).ravel()], []),
     ("noise", ({"a": FLAT + 0.25, "b": GAP_NOISE}, 0.2), [FLAT[0] + 0.25, GAP_NOISE[0]], ["-0.75", "0.75"]),
     ("thresholds", (SHARES, 0.5), [[50, 10], [1, 3], [0, 20]], ["empty masks (%)"]),
@@ -120,15 +111,13 @@ def contours(ax):
     return [artist for artist in ax.collections if isinstance(artist, ContourSet)]
 
 
-def test_ground_truth_and_decision_are_outlined_where_they_are():
+def test_ground_truth_is_outlined_where_it_is():
     pictures = [ax for ax in plots.plot_examples(IMAGES, MASKS, MAPS, [*"abc"]).axes if ax.images]
     assert [ax.images[0].get_clim() for ax in pictures[3::4]] == [(0, 0.8)] * 3  # one range in all rows
     assert [len(contours(ax)) for ax in pictures[::4]] == [1, 1, 0]
     vertices = contours(pictures[0])[0].get_paths()[0].vertices
     assert (vertices.min(0).tolist(), vertices.max(0).tolist()) == ([9.5, 7.5], [24.5, 19.5])
-    both = contours(plots.plot_overlay(IMAGES[0], MAPS["normality"][0], 0.5, MASKS[0]).axes[0])
-    assert [to_hex(c.get_edgecolor()[0]) for c in both] == [plots.TRUTH, plots.DECISION]
-    assert contours(plots.plot_overlay(IMAGES[0], FLAT[0], 9.0).axes[0]) == []
+    assert to_hex(contours(pictures[0])[0].get_edgecolor()[0]) == plots.TRUTH
 
 
 @pytest.mark.parametrize(
@@ -138,7 +127,7 @@ def test_ground_truth_and_decision_are_outlined_where_they_are():
         ("examples", (IMAGES, MASKS, MAPS, ["a", "b"]), "2 titles for 3 images"),
         ("panels", ({"a": IMAGES, "b": FLAT},), "'b' has 1 rows, the first 3"),
         ("score_histogram", (np.zeros(3), np.zeros(2, bool)), "labels"),
-        ("ablation", (FUSIONS, 0.3, {}, ("aupro",)), r"no row with plain_weight 0\.3; there are \[0\.0\]"),
+        ("msn", ((), "student"), "unknown part student"),
         ("strengths", ({"real": {"hole": np.array([])}}, 1.0), "no distances"),
         ("threshold_choice", (np.ones(2), np.ones(2, bool), {}, 0.1, (1,)), "good and anomalous"),
     ],
@@ -162,3 +151,19 @@ def test_save_figure_lowers_its_quality_until_it_fits(tmp_path):
     assert large.stat().st_size > 20_000 >= small.stat().st_size
     assert Image.open(large).mode == "RGB"
     assert Image.open(small).convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_figures_of_the_problem_are_drawn():
+    regions = MASKS[0] * 1 + 2 * np.roll(MASKS[0], 15, 1) * ~MASKS[0]
+    rising, cells = np.linspace(0, 1, 5), np.ones((3, 2, 2), int)
+    drawn = [
+        problem.plot_families(),
+        problem.plot_kinds(IMAGES, MASKS, [*"abc"]),
+        problem.plot_matches(IMAGES, 255 - IMAGES, cells, 8, [*"abc"]),
+        problem.plot_scores({"x": np.array([0.1, 0.2, 0.6])}, np.array([False, True, True])),
+        problem.plot_blobs(regions, MAPS["fused"][0], 0.5),
+        problem.plot_pixel_metrics(rising, rising, 1 - rising / 2, np.stack([rising, rising**2], 1), 2),
+    ]
+    for fig in drawn:
+        fig.draw_without_rendering()
+    assert any(np.array_equal(values, rising**2) for values in shown(drawn[-1]))

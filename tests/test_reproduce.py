@@ -26,11 +26,11 @@ from dmdd_lite.utils import locked
 
 
 def test_a_job_a_category_and_seed_the_longest_first():
-    found = plan(parse(["data", "--seeds", "0", "1", "1"]))
+    found = plan(parse(["data", "--seeds", "0", "1", "1", "--image-size", "[192,320]"]))
     assert len(found) == 30
     assert {job.parameters["category"] for job in found[:4]} == {"cable", "transistor"}
     assert [job.parameters["iterations"] for job in found] == [10_000] * 4 + [5_000] * 26
-    assert found[0].config() == Config(iterations=10_000)
+    assert found[0].config() == Config(iterations=10_000, image_size=(192, 320))
     assert os.path.isabs(found[0].parameters["data_root"])
 
 

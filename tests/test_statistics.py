@@ -205,7 +205,7 @@ def test_statistics_are_used_as_they_are_saved():
     assert all(map(torch.equal, other(new), statistics(new)))
 
 
-@pytest.mark.parametrize("prior", [0, 32])
+@pytest.mark.parametrize("prior", [(), (32, 32)])
 def test_branches_begin_at_numpys_statistics(prior):
     """The prior is the mean at every position; the last batch norm has as bias and weight the mean and the
     standard deviation of what is left, for N after the prior is taken off, for A of everything."""

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from dmdd_lite.course.thresholds import error_rates, expected_cost, outline_quality, threshold_table
+from dmdd_lite.course.thresholds import (
+    alarm_bound,
+    error_rates,
+    expected_cost,
+    outline_quality,
+    threshold_table,
+)
 
 RNG = np.random.default_rng(0)
 scores, labels = RNG.integers(0, 6, 40) / 5, RNG.random(40) < 0.4  # with ties
@@ -24,6 +30,15 @@ def test_error_rates_equal_counting():
         assert table.loc[name, ["false alarms", "misses"]].tolist() == [alarms.sum(), misses.sum()]
     with pytest.raises(ValueError, match="good and anomalous"):
         error_rates(scores, np.zeros(40, bool), np.array([0.5]))
+
+
+def test_the_bound_of_false_alarms_holds_as_often_as_it_promises():
+    drawn = np.random.default_rng(1).random((20_000, 9))  # a rate of uniform scores is 1 - their maximum
+    kept = (1 - drawn.max(1) <= alarm_bound(9, 0.8)).mean()
+    assert kept == pytest.approx(0.8, abs=0.01)
+    assert alarm_bound(59) == pytest.approx(0.05, abs=1e-3)  # Wilks: 59 samples for 95 % of 95 %
+    with pytest.raises(ValueError, match="at least one image"):
+        alarm_bound(0)
 
 
 def test_cost_is_the_mean_price_of_the_images():

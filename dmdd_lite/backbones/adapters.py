@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Format
 from torch import Tensor, nn
 
+from ..config import Size, height_width
+
 STRIDES = (4, 8, 16)
 PROBE = 64  # pixels a side of the image that shows what a network answers
 
@@ -98,26 +100,32 @@ class Adapter(nn.Module):
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, H, W) of another size: bilinear, or averages where neither side grows and one halves."""
-    now = tuple(maps.shape[-2:])
-    if now == tuple(size):
+    sides = list(zip(maps.shape[-2:], size, strict=True))
+    if all(old == new for old, new in sides):
         return maps
-    if all(old >= new for old, new in zip(now, size, strict=True)) and max(now) >= 2 * max(size):
+    if all(old >= new for old, new in sides) and any(old >= 2 * new for old, new in sides):
         return F.adaptive_avg_pool2d(maps, size)
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def adapted(network: nn.Module, cut: Cut, side: tuple[int, int] | None, image_size: int) -> nn.Module:
+def adapted(network: nn.Module, cut: Cut, side: tuple[int, int] | None, image_size: Size) -> nn.Module:
     """The network in an Adapter, or as it is where that would change nothing: most convolutional ones.
 
     One that takes no images of PROBE pixels, as where its windows would not fit, gets all of `image_size`.
     """
     sizes = None if side else _sizes(network, round(PROBE * cut.scale))
     if not (side or sizes):
-        side = (round(image_size * cut.scale),) * 2
+        side = scaled(image_size, cut)
     adapter = Adapter(network, cut, side)
     exact = sizes == [(PROBE // stride,) * 2 for stride in STRIDES]
     same = exact and cut.scale == 1 and not adapter.channels_last and cut.picks == (0, 1, 2)
     return network if same else adapter
+
+
+def scaled(image_size: Size, cut: Cut) -> tuple[int, int]:
+    """(height, width) that the network sees of images of this size."""
+    height, width = height_width(image_size)
+    return round(height * cut.scale), round(width * cut.scale)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .adapters import Cut, adapted, choose_cut, given_cut, named_by_timm, without_chance
+from ..config import Size, height_width, simplest
+from .adapters import Cut, adapted, choose_cut, given_cut, named_by_timm, scaled, without_chance
 from .weights import WeightsError, listed, load_plain, misfits, read_tensors
 
 IMAGE_SIZE = 256  # for which networks of a fixed input size are built, if nothing else is said
@@ -54,7 +55,7 @@ class TeacherError(RuntimeError):
     """The teacher cannot be built; the message names the remedies."""
 
 
-def untrained_network(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> nn.Module:
+def untrained_network(name: str, options: dict | None = None, image_size: Size = IMAGE_SIZE) -> nn.Module:
     """The trainable network of a teacher, without its weights: images -> features of strides 4, 8, 16, not
     normalised; no dropout. Raises TeacherError for an unknown model or one without features."""
     name, options = resolve_teacher(name, options)
@@ -64,10 +65,10 @@ def untrained_network(name: str, options: dict | None = None, image_size: int = 
     return without_chance(adapted(network, cut, sides(options), image_size))
 
 
-def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE) -> tuple[Cut, dict]:
+def prepare(name: str, options: dict | None = None, image_size: Size = IMAGE_SIZE) -> tuple[Cut, dict]:
     """The cut of timm's network `name`, and the options to create it with: of the features that are needed,
-    and, where timm builds it for one size of the input, that of images of `image_size` pixels a side, or its
-    own, if timm cannot adapt its weights. Options that are given, out_indices and img_size, go first. Raises
+    and, where timm builds it for one size of the input, that of images of `image_size`, or its own, if
+    timm cannot adapt its weights. Options that are given, out_indices and img_size, go first. Raises
     TeacherError and ValueError."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
@@ -86,20 +87,20 @@ def prepare(name: str, options: dict | None = None, image_size: int = IMAGE_SIZE
     options.setdefault("out_indices", cut.indices)
     source = timm.get_pretrained_cfg(name)
     if source and source.fixed_input_size:
-        side = round(image_size * cut.scale)
-        options.setdefault("img_size", side if _adapts(name, side) else source.input_size[-1])
+        size = simplest(*scaled(image_size, cut))
+        options.setdefault("img_size", size if _adapts(name, size) else source.input_size[-1])
     return cut, options
 
 
 @functools.lru_cache(64)
-def _adapts(name: str, side: int) -> bool:
+def _adapts(name: str, size: Size) -> bool:
     """Whether a network of one size of the input can be built for another with the weights of its own: the
     tables of some are not resized by timm."""
     try:
         with torch.device("meta"), torch.no_grad():  # shapes alone
             weights = {"state_dict": timm.create_model(name).state_dict()}
-            network = timm.create_model(name, img_size=side, pretrained=True, pretrained_cfg_overlay=weights)
-            network.eval()(torch.zeros(1, 3, side, side))
+            network = timm.create_model(name, img_size=size, pretrained=True, pretrained_cfg_overlay=weights)
+            network.eval()(torch.zeros(1, 3, *height_width(size)))
     except Exception:  # of timm's networks, a dozen types
         return False
     return True
@@ -108,7 +109,7 @@ def _adapts(name: str, side: int) -> bool:
 def sides(options: dict) -> tuple[int, int] | None:
     """(height, width) of the images that a network created with these options takes; None = any."""
     size = options.get("img_size")
-    return (size, size) if isinstance(size, int) else size and tuple(size)
+    return size and height_width(size)
 
 
 def unusable(name: str, why: str) -> TeacherError:

@@ -26,6 +26,17 @@ def error_rates(
     return 1 - at_or_below[0], at_or_below[1]
 
 
+def alarm_bound(held_out: int, confidence: float = 0.95) -> float:
+    """The false-alarm rate that the maximum of `held_out` good scores keeps with probability `confidence`.
+
+    The rate of the next images above a maximum of n is distributed as Beta(1, n): P(rate > r) = (1 - r)^n,
+    for continuous scores of the same distribution. Raises ValueError for numbers out of range.
+    """
+    if held_out < 1 or not 0 < confidence < 1:
+        raise ValueError(f"at least one image and a confidence within 0..1, got {held_out} and {confidence}")
+    return 1 - (1 - confidence) ** (1 / held_out)
+
+
 def expected_cost(false_alarms, misses, prevalence: float, miss_cost: float, alarm_cost: float = 1.0):
     """Mean cost of an image where a share `prevalence` in 0..1 is anomalous, in the unit of the costs."""
     if not 0 <= prevalence <= 1:

@@ -1,5 +1,6 @@
 """The teacher's features of the training images: kept where they fit into memory. [ours]"""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,7 @@ from ..utils import autocast, precision_of
 
 
 class TrainingFeatures:
-    """T of images uint8 (N, 3, S, S) on the teacher's device. Kept unless they need more than
+    """T of images uint8 (N, 3, H, W) on the teacher's device. Kept unless they need more than
     `feature_memory`, or the run sees no image twice: then they are computed each time."""
 
     def __init__(self, config: Config, teacher: Teacher, images: Tensor):
@@ -23,8 +24,8 @@ class TrainingFeatures:
 
     def _size(self) -> int:
         """Bytes of the features of all images."""
-        info, side = self.teacher.info, self.config.image_size
-        cells = [c * (side // s) ** 2 for c, s in zip(info.channels, info.strides, strict=True)]
+        info, pixels = self.teacher.info, math.prod(self.config.size)
+        cells = [c * pixels // s**2 for c, s in zip(info.channels, info.strides, strict=True)]
         return len(self.images) * sum(cells) * (2 if self.low else 4)
 
     @torch.no_grad()

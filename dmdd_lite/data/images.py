@@ -22,6 +22,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
+from ..config import Size, height_width
 from ..utils import Progress
 from .files import checked, highest_integer, read_values
 from .problems import DataWarning, counted, some
@@ -30,9 +31,9 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras store in integers of 16
 
 
 def read_image(
-    source: str | Path | Image.Image | np.ndarray, size: int | None = None, depth: int = 16
+    source: str | Path | Image.Image | np.ndarray, size: Size | None = None, depth: int = 16
 ) -> torch.Tensor:
-    """uint8 (3, H, W), or (3, size, size) after an antialiased bilinear resize.
+    """uint8 (3, H, W), after an antialiased bilinear resize if `size` is given.
 
     Arrays: integers, or floating point in [0, 1], shaped (H, W), (H, W, 3) or (H, W, 4). depth: bits of
     integers other than uint8; values above are clipped, with a DataWarning.
@@ -44,7 +45,7 @@ def read_image(
     return image
 
 
-def read_clipped(source, size: int | None = None, depth: int = 16) -> tuple[torch.Tensor, bool]:
+def read_clipped(source, size: Size | None = None, depth: int = 16) -> tuple[torch.Tensor, bool]:
     """`read_image`, and whether values were clipped, which this does not warn of."""
     if not isinstance(source, (str, Path, Image.Image, np.ndarray)):
         raise ValueError(f"expected a path, a PIL image or a NumPy array, not {type(source).__name__}")
@@ -55,7 +56,7 @@ def read_clipped(source, size: int | None = None, depth: int = 16) -> tuple[torc
     pixels = np.array(pixels[:, :, :3], order="C")  # torch's resize crashes at one column of other strides
     image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
     if size is not None:
-        image = tvf.resize(image, [size, size], antialias=True)
+        image = tvf.resize(image, list(height_width(size)), antialias=True)
     return image.as_subclass(torch.Tensor).contiguous(), clipped
 
 
@@ -78,13 +79,13 @@ def bit_depth(paths: Sequence[str | Path]) -> int:
 
 def load_images(
     paths: Sequence[str | Path],
-    size: int,
+    size: Size,
     progress: str | None = "reading",
     depth: int = 16,
 ) -> torch.Tensor:
-    """uint8 (N, 3, size, size) in the order of `paths`; `progress` names the bar, None silences it; depth as
-    in `read_image`."""
-    images, clipped = torch.zeros((len(paths), 3, size, size), dtype=torch.uint8), []
+    """uint8 (N, 3, H, W) of this size in the order of `paths`; `progress` names the bar, None silences it;
+    depth as in `read_image`."""
+    images, clipped = torch.zeros((len(paths), 3, *height_width(size)), dtype=torch.uint8), []
     for index, found in enumerate(in_threads(lambda p: read_clipped(p, size, depth), paths, progress)):
         images[index] = found[0]
         clipped += [paths[index]] if found[1] else []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import Size
 from .category import GOOD, Category, TestImage
 from .checks import examine
 from .folders import children, find_images, folders, ignored
@@ -140,7 +141,7 @@ def _defective(places: dict, images: list[Path], problems: list[str], told: list
     return [TestImage(path, kind, matched.get(path)) for path, kind in zip(images, defects, strict=True)]
 
 
-def vanishing_defects(root: str | Path, name: str, size: int) -> list[str]:
+def vanishing_defects(root: str | Path, name: str, size: Size) -> list[str]:
     """A warning if defects of the masks of a category in the layout of MVTec AD vanish at this image size,
     else none; no image is read."""
     category = Path(root) / name

@@ -37,7 +37,7 @@ class Layout:
         return [told] if self.official else []
 
 
-def _tree(tree: Tree, root: Path, name: str, problems: list[str], told: list[str]) -> Found:
+def find_tree(tree: Tree, root: Path, name: str, problems: list[str], told: list[str]) -> Found:
     folder = category_folder(root, name)
     return train_images(folder, problems, told, tree.good), tested_images(folder, problems, told, tree)
 
@@ -47,7 +47,7 @@ def _visa(root: Path, name: str, problems: list[str], told: list[str]) -> Found:
     (object, split, label, image, mask); without that file, as rearranged into MVTec AD's folders."""
     table = root / "split_csv" / "1cls.csv"
     if not table.is_file():
-        return _tree(Tree(), root, name, problems, told)
+        return find_tree(Tree(), root, name, problems, told)
     category_folder(root, name, "Data")
 
     def entries(file) -> list[tuple]:
@@ -153,20 +153,20 @@ def _marks(mask: Path) -> bool | str:
 
 LAYOUTS = {
     # Bergmann et al., "MVTec AD", CVPR 2019
-    "mvtec": Layout(partial(_tree, Tree())),
+    "mvtec": Layout(partial(find_tree, Tree())),
     # Bergmann et al., "Beyond Dents and Scratches", IJCV 2022: ground_truth/<defect>/<stem>/000.png, 001.png
-    "loco": Layout(partial(_tree, Tree(several=True)), "the sPRO up to a false-positive rate of 0.05"),
+    "loco": Layout(partial(find_tree, Tree(several=True)), "the sPRO up to a false-positive rate of 0.05"),
     # Heckler-Kram et al., "The MVTec AD 2 Dataset", arXiv 2503.21622: the public test set, with masks
     "ad2": Layout(
-        partial(_tree, Tree(test="test_public", truth="test_public/ground_truth")),
+        partial(find_tree, Tree(test="test_public", truth="test_public/ground_truth")),
         "the SegF1 on its private test sets, by a server",
     ),
     # Zou et al., "SPot-the-Difference", ECCV 2022
     "visa": Layout(_visa),
     # Mishra et al., "VT-ADL", ISIE 2021: train/ok, test/{ok,ko}, ground_truth/ko
-    "btad": Layout(partial(_tree, Tree(good="ok"))),
+    "btad": Layout(partial(find_tree, Tree(good="ok"))),
     # Jezek et al., "Deep learning-based defect detection of metal parts", ICUMT 2021
-    "mpdd": Layout(partial(_tree, Tree())),
+    "mpdd": Layout(partial(find_tree, Tree())),
     # Bozic et al., "Mixed supervision for surface-defect detection", Computers in Industry 2021
     "ksdd2": Layout(_ksdd2),
     # Wang et al., "Real-IAD", CVPR 2024

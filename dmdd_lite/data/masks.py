@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ..config import Size, height_width
 from .files import read_mask_values
 from .images import in_threads
 from .problems import DataError, some
@@ -27,9 +28,9 @@ SOFT = 0.9
 
 
 def read_mask(
-    path: str | Path | tuple[Path, ...], size: int | None = None, rule: str = "auto"
+    path: str | Path | tuple[Path, ...], size: Size | None = None, rule: str = "auto"
 ) -> torch.Tensor:
-    """Bool (H, W), or (size, size) after `resize_mask`; True where one of the files is defective. Raises
+    """Bool (H, W), of another size after `resize_mask`; True where one of the files is defective. Raises
     DataError as `images.read_image`, or for files of different sizes, ValueError for another rule."""
     check_rule(rule)
     if isinstance(path, tuple):
@@ -74,10 +75,11 @@ def looks_soft(values: np.ndarray) -> bool:
     return bool(with_core.sum() >= SOFT * (values > 0).sum())
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Bool (H, W) -> bool (size, size): True where more than half of a cell's area is. Thin defects vanish
+def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:
+    """Bool (H, W) -> bool of another size: True where more than half of a cell's area is. Thin defects vanish
     where cells are larger than they."""
-    cells = _cell_means(_cell_means(mask.astype(np.float64), size).T, size).T
+    height, width = height_width(size)
+    cells = _cell_means(_cell_means(mask.astype(np.float64), height).T, width).T
     return cells > 0.5 + 1e-9  # sums are rounded
 
 
@@ -90,9 +92,9 @@ def _cell_means(values: np.ndarray, size: int) -> np.ndarray:
     return np.diff(at_edges, axis=0) * size / len(values)
 
 
-def load_masks(test: Sequence, size: int, progress: str | None = None, rule: str = "auto") -> torch.Tensor:
-    """Bool (N, size, size) in the order of the TestImages; all False for those without a mask."""
-    masks = torch.zeros((len(test), size, size), dtype=torch.bool)
+def load_masks(test: Sequence, size: Size, progress: str | None = None, rule: str = "auto") -> torch.Tensor:
+    """Bool (N, H, W) of this size in the order of the TestImages; all False for those without a mask."""
+    masks = torch.zeros((len(test), *height_width(size)), dtype=torch.bool)
     rows = [row for row, image in enumerate(test) if image.mask is not None]
     found = in_threads(lambda row: read_mask(test[row].mask, size, rule), rows, progress)
     for row, mask in zip(rows, found, strict=True):
@@ -100,18 +102,19 @@ def load_masks(test: Sequence, size: int, progress: str | None = None, rule: str
     return masks
 
 
-def vanished_regions(mask: np.ndarray, size: int) -> tuple[int, int]:
+def vanished_regions(mask: np.ndarray, size: Size) -> tuple[int, int]:
     """How many 8-connected regions of a mask (H, W) leave no pixel when it is resized, and how many it
     has."""
     regions, count = ndimage.label(mask, EIGHT)
     if count == 0:
         return 0, 0
-    rows, columns = (((np.arange(n) + 0.5) * size / n).astype(int) for n in mask.shape)
+    sides = zip(mask.shape, height_width(size), strict=True)
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in sides)
     left = np.unique(regions[resize_mask(mask, size)[rows][:, columns]])
     return count - int((left > 0).sum()), count
 
 
-def vanishing(paths: Sequence[Path | tuple[Path, ...]], size: int, rule: str = "auto") -> list[str]:
+def vanishing(paths: Sequence[Path | tuple[Path, ...]], size: Size, rule: str = "auto") -> list[str]:
     """A warning if regions of these masks vanish at this image size, else none."""
 
     def count(path) -> tuple[int, int]:

@@ -23,8 +23,8 @@ TEXTURE_LIMIT = 1000  # maximum number of texture images held in memory
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """All on the device: images and held-out images uint8 (N, 3, S, S), foreground masks bool (N, S, S) or
-    None, textures uint8 (T, 3, S, S); the hashes of the files of images and textures, as in `fingerprints`;
+    """All on the device: images and held-out images uint8 (N, 3, H, W), foreground masks bool (N, H, W) or
+    None, textures uint8 (T, 3, H, W); the hashes of the files of images and textures, as in `fingerprints`;
     and depth, the bits of the training images."""
 
     images: Tensor

@@ -1,7 +1,7 @@
 """What the explorer shows, without any widgets: images, their maps, regions, distances and neighbours.
 
 `explorer.explore` puts controls in front of an `Explorer`; in a script it serves as well. All pixels of maps
-and masks are those of the detector's input (S, S), as in `evaluate`; a picked pixel is the image's own.
+and masks are those of the detector's input (h, w), as in `evaluate`; a picked pixel is the image's own.
 """
 
 from collections import OrderedDict, defaultdict
@@ -32,9 +32,9 @@ STRIDE = 4  # of the pixels whose quantile is a scale's threshold; maps are smoo
 
 
 class Seen(NamedTuple):
-    """A predicted image: picture uint8 (h, w, 3) with a longest side of SIDE, the image's own (width,
-    height), maps (S, S) and scores by (name, scale), the networks' outputs for one image, truth bool
-    (S, S) or None."""
+    """A predicted image: picture uint8 (rows, columns, 3) with a longest side of SIDE, the image's own
+    (width, height), maps (h, w) and scores by (name, scale), the networks' outputs for one image, truth
+    bool (h, w) or None."""
 
     picture: np.ndarray
     size: tuple[int, int]
@@ -135,7 +135,7 @@ class Explorer:
         if item.mask is not None:
             truth = read_mask(item.mask, size, item.mask_rule).numpy()
         elif item.defect == GOOD:  # a defective image without a mask has none
-            truth = np.zeros((size, size), dtype=bool)
+            truth = np.zeros(self.detector.config.size, dtype=bool)
         share = SIDE / max(original.shape[1:])  # small ones grow: lines drawn on them stay thin
         shown = [max(1, round(share * side)) for side in original.shape[:0:-1]]
         pixels = Image.fromarray(original.permute(1, 2, 0).numpy()).resize(shown, Image.Resampling.BILINEAR)
@@ -174,7 +174,7 @@ class Explorer:
     # ---- maps and what a threshold makes of them ---------------------------------------------------------
 
     def anomaly_map(self, index: int, name: str = "", scale: int = ALL_SCALES) -> np.ndarray:
-        """Smoothed map (S, S): one of `names`, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse. Here and
+        """Smoothed map (h, w): one of `names`, over ALL_SCALES (0), or 1, 2, 3 from fine to coarse. Here and
         below '' is the map that decides."""
         return self.see(index).maps[name or self.decisive, scale]
 
@@ -261,7 +261,7 @@ class Explorer:
         return read_image(item.source, depth=depth)
 
     def _predict(self, originals: Sequence[torch.Tensor]):
-        """Images uint8 (3, H, W) -> maps (B, S, S) and scores (B,) by (name, scale), and the model's output,
+        """Images uint8 (3, H, W) -> maps (B, h, w) and scores (B,) by (name, scale), and the model's output,
         all on the CPU."""
         config = self.detector.config
         pixels = [image.permute(1, 2, 0).numpy() for image in originals]

@@ -50,7 +50,7 @@ class Plus(nn.Module):
 @torch.no_grad()
 def fit_plus(model: DMDD, train: Tensor, held_out: Tensor) -> Plus:
     """DMDD+ on top of a trained DMDD: statistics of the training images, levels of the held-out ones, both
-    uint8 (N, 3, S, S) on the model's device. Raises ValueError for fewer than three training images."""
+    uint8 (N, 3, h, w) on the model's device. Raises ValueError for fewer than three training images."""
     device, config = train.device, model.config
     plus = Plus(config, model.teacher.info).to(device)
 
@@ -69,8 +69,8 @@ def fit_plus(model: DMDD, train: Tensor, held_out: Tensor) -> Plus:
 
 
 def plus_maps(output: PlusOutput, config: Config) -> dict[str, Tensor]:
-    """The maps that are scored, each (B, S, S), S = image_size: 'plus', and 'position', the mean over the
+    """The maps that are scored, each (B, *config.size): 'plus', and 'position', the mean over the
     scales of log(1 + distance / FLOOR)."""
     logs = tuple((1 + m.float() / FLOOR).log() for m in output.position)
-    position = stack_maps(logs, (config.image_size, config.image_size)).mean(1)
+    position = stack_maps(logs, config.size).mean(1)
     return {"plus": smooth_probability(output.plus, config), "position": smooth(position, sigma_of(config))}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import Size, height_width
 from ..losses import Features
 from ..teacher import FeatureInfo
 from .config import PlusConfig
@@ -37,29 +38,29 @@ class PositionStatistics(nn.Module):
     scaled by their maximum, and used as they were saved.
     """
 
-    def __init__(self, config: PlusConfig, info: FeatureInfo, image_size: int, seed: int = 0):
+    def __init__(self, config: PlusConfig, info: FeatureInfo, image_size: Size, seed: int = 0):
         super().__init__()
         self.scales = len(info.channels)
-        sides = [image_size // stride for stride in info.strides]
+        grids = [tuple(side // stride for side in height_width(image_size)) for stride in info.strides]
         # at most a third of a feature map: more would make all positions equal
-        limits = [max(3, (side // 3 - 1) | 1) for side in sides]
+        limits = [max(3, (min(grid) // 3 - 1) | 1) for grid in grids]
         self.pools = [min(pool, limit) for pool, limit in zip(config.pool, limits, strict=True)]
         self.register_buffer("used", torch.zeros((), dtype=torch.float64))
         self.register_buffer("look_mean", torch.zeros(sum(info.channels)))
         self.register_buffer("look", torch.zeros(sum(info.channels), config.context))
         rng = torch.Generator().manual_seed(seed)
-        for k, side in enumerate(sides):
-            channels = sum(info.channels[: k + 1])
+        for k, grid in enumerate(grids):
+            channels, positions = sum(info.channels[: k + 1]), grid[0] * grid[1]
             kept = min(channels, config.channels * (2 + k) // 2)
             if kept < channels:
                 projection = torch.linalg.qr(torch.randn(channels, kept, generator=rng))[0]
                 self.register_buffer(f"projection_{k}", projection)
-            self.register_buffer(f"mean_{k}", torch.zeros(kept, side, side))
-            self.register_buffer(f"slope_{k}", torch.zeros(side * side, kept, config.context))
+            self.register_buffer(f"mean_{k}", torch.zeros(kept, *grid))
+            self.register_buffer(f"slope_{k}", torch.zeros(positions, kept, config.context))
             packed, scale = pack(torch.eye(kept)[None])
-            self.register_buffer(f"packed_{k}", packed.repeat(side * side, 1))
-            self.register_buffer(f"scale_{k}", scale.repeat(side * side))
-            unit = torch.eye(kept).repeat(side * side, 1, 1)
+            self.register_buffer(f"packed_{k}", packed.repeat(positions, 1))
+            self.register_buffer(f"scale_{k}", scale.repeat(positions))
+            unit = torch.eye(kept).repeat(positions, 1, 1)
             self.register_buffer(f"precision_{k}", unit, persistent=False)
         self.register_load_state_dict_post_hook(_unpack_all)
 
@@ -146,7 +147,7 @@ class PositionStatistics(nn.Module):
     @torch.no_grad()
     def arithmetic_noise(self, teacher: nn.Module, images: Tensor, batch: int = 8) -> Features:
         """Mean squares (R_k, H_k, W_k) of the change of the described features when convolutions run in bf16
-        instead of float32, of images uint8 (N, 3, S, S). [ours]
+        instead of float32, of images uint8 (N, 3, H, W). [ours]
 
         Where good images hardly differ, on an empty background, their covariance is smaller than that.
         Without this noise, distances there become large as soon as a detector runs in another precision than

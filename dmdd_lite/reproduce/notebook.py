@@ -54,12 +54,15 @@ def check_injected():
 
 
 def _check(notebook: str, known: dict, parameters: dict):
-    """A whole number may stand for a float."""
+    """A whole number may stand for a float; height and width for the image_size of a notebook with settings,
+    all of whose parameters go to Config."""
     unknown = [name for name in parameters if name not in known]
     if unknown:
         raise ValueError(f"{notebook} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
     for name, value in parameters.items():
         default = type(known[name])
+        if name == "image_size" and "settings" in known and isinstance(value, list) and len(value) == 2:
+            continue
         if type(value) not in ((float, int) if default is float else (default,)):
             hint = HINTS.get((type(value), default), "")
             told = f"must be {default.__name__}, got {shown(value)}{hint}"

@@ -17,7 +17,7 @@ from ..data.masks import RULES
 from ..data.problems import DataError
 from ..data.samples import samples_root
 from ..data.training import draw_files
-from ..options import read_setting
+from ..options import read_setting, read_value
 from ..tables import collect_results
 from ..teacher import build_teacher
 from ..utils import resolve_device, writing_problem
@@ -45,7 +45,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--textures", dest="texture_root", **text, help="folder, such as DTD's images; default: procedural")
     add("--teacher", default=Config.teacher, help="timm name, or 'tf_efficientnet_lite0.pypi'; %(default)s")
     add("--teacher-weights", **text, help="or 'random'; default: from the hub, once")
-    add("--image-size", default=256, **whole, help="default: %(default)s")
+    size = {"type": read_value, "default": 256, "metavar": "N"}
+    add("--image-size", **size, help="or [HEIGHT,WIDTH]; default: %(default)s")
     add("--batch-size", default=16, **whole, help="default: %(default)s")
     add("--iterations", **whole, help="default: 5,000, and 10,000 for cable and transistor")
     add("--mask-rule", default="auto", choices=RULES, help="how masks are read; default: %(default)s")

@@ -19,6 +19,7 @@ REFUSED = (ValueError, TypeError)
 NAN = float("nan")
 WRONG = {
     int: [None, True, 1.0, "5", [5], NAN, 10**400, -(10**5000), -1],
+    int | tuple: [None, True, 1.0, "64", {}, 32, 4128, [64], [64] * 3, [64, 4128], [64, True], [64, 64.0]],
     float: [None, True, "0.5", [0.5], NAN, float("inf"), -0.1, 10**400],
     bool: [None, 1, 0, "yes", []],
     str: [None, 5, True, b"x", ["x"], ["x" * 10_000], 10**5000],
@@ -58,6 +59,8 @@ def test_what_does_not_go_together_is_refused_by_name(changes):
 def test_a_refusal_says_what_would_do():
     with pytest.raises(ValueError, match="image_size must be a multiple of 32, got 100; try 96"):
         Config(image_size=100)
+    with pytest.raises(ValueError, match=r"a multiple of 32, got \(100, 320\); try \(96, 320\)"):
+        Config(image_size=(100, 320))
     with pytest.raises(ValueError, match=r"use it with branches=\('normality',\) and msn_iterations=0"):
         Config(pairs=False)
 

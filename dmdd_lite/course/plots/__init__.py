@@ -11,16 +11,8 @@ from .distillation import (
     plot_arrows,
     plot_zones,
 )
-from .features import feature_colours, plot_capacity, plot_channels, plot_distributions
-from .msn import (
-    plot_ablation,
-    plot_groups,
-    plot_msn,
-    plot_outlines,
-    plot_threshold_choice,
-    plot_trust,
-    plot_weights,
-)
+from .features import feature_colours
+from .msn import plot_dilations, plot_msn, plot_weights
 from .pairs import (
     plot_gradients,
     plot_mosaic,
@@ -33,31 +25,26 @@ from .panels import COLOUR_MAP, DECISION, TRUTH, plot_panels
 from .results import (
     plot_examples,
     plot_losses,
-    plot_overlay,
     plot_pairs,
     plot_roc_and_pro,
     plot_score_histogram,
 )
+from .thresholds import plot_outlines, plot_threshold_choice
 
 __all__ = [
     "COLOUR_MAP",
     "DECISION",
     "TRUTH",
     "feature_colours",
-    "plot_ablation",
     "plot_arrows",
-    "plot_capacity",
-    "plot_channels",
-    "plot_distributions",
+    "plot_dilations",
     "plot_examples",
     "plot_gradients",
-    "plot_groups",
     "plot_losses",
     "plot_mosaic",
     "plot_msn",
     "plot_noise",
     "plot_outlines",
-    "plot_overlay",
     "plot_pairs",
     "plot_panels",
     "plot_plane",
@@ -67,7 +54,6 @@ __all__ = [
     "plot_strengths",
     "plot_threshold_choice",
     "plot_thresholds",
-    "plot_trust",
     "plot_weights",
     "plot_zones",
 ]

@@ -1,60 +1,83 @@
-"""Figures of the fusion: the MSN drawn, attention weights, the ablation, strengths; choosing a threshold."""
+"""Figures of the fusion: the MSN drawn, its perceptions and its weights."""
 
 import numpy as np
-import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.patches import Rectangle
 
-from ...evaluation import METRICS
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
-from ..thresholds import error_rates, expected_cost
-from .panels import ANOMALOUS, DECISION, GOOD, OTHERS, TRUTH, check_images, horizontal_bar, outline
-
-GREY, PLAIN, NETWORK, ATTENTION, RESULT = "#8c8c8c", "#e4e4e4", "#dfd5ea", "#f6d9bd", "#bfe0c8"
-WEIGHT_COLOURS = "RdBu_r"  # red above 1: trusted more than in the plain mean
-PANELS = dict(
-    zip(METRICS, ("image AUROC", "pixel AUROC", "pixel AP", "AUPRO", "AUPRO per image"), strict=True)
+from .panels import (
+    COLOUR_MAP,
+    TRUTH,
+    check_images,
+    horizontal_bar,
+    outline,
 )
+
+#: parts of the drawing of the MSN, with their colours
+PARTS = {
+    "calibration": "#e4e4e4",
+    "perceptions": "#dfd5ea",
+    "attention": "#f6d9bd",
+    "output": "#bfe0c8",
+    "plain": "#cfd8dc",
+}
+QUIET, FAINT = "#f7f7f7", "#9a9a9a"
+WEIGHT_COLOURS = "RdBu_r"  # red above 1: a larger weight than in the plain mean
 
 
 @styled
-def plot_msn(attentions: tuple[str, ...]) -> Figure:
-    """The segmentation network drawn as boxes, from six calibrated maps to one, with the attentions of
-    these names."""
-    fig = new_figure(WIDTH, 2.4, layout="none")
+def plot_msn(attentions: tuple[str, ...], *here: str) -> Figure:
+    """The segmentation network drawn as boxes, from six maps to one, with the attentions of these names.
+    `here`: the PARTS to colour, none for all. Raises ValueError for an unknown part."""
+    if unknown := set(here) - set(PARTS):
+        raise ValueError(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    fig = new_figure(WIDTH, 2.5, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 18), ylim=(0, 4.8))
+    ax.set(xlim=(0, 18), ylim=(0.1, 5.1))
     ax.set_axis_off()
-    named = "\n".join(attentions) or "none"
-    for x, y, text, colour in (
-        (1.2, 3.4, "distances $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$", PLAIN),
-        (3.9, 3.4, "perceptions\n3×3, dilated", NETWORK),
-        (6.75, 3.4, f"attention:\n{named}", ATTENTION),
-        (9.35, 3.4, "1×1\n$1 + \\tanh$", NETWORK),
-        (11.9, 3.4, "weights\n$w_1 \\ldots w_6$", PLAIN),
-        (15.8, 3.4, "MSN alone\n$g\\,\\overline{w_k m_k} + b$", RESULT),
-        (15.8, 0.7, "fused map $\\sigma(\\cdot)$", RESULT),
-        (9.35, 0.7, "plain mean $10\\,(\\overline{d_k} - \\bar d) - 3$", PLAIN),
+    here, named = here or tuple(PARTS), "\n".join(attentions) or "none"
+    for part, x, y, text in (
+        ("calibration", 1.2, 3.2, "six maps $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$"),
+        ("perceptions", 4.1, 3.2, "perceptions\n3×3 convolutions\ndilated 1, 2, 4"),
+        ("attention", 7.25, 3.2, f"attention:\n{named}\n$x \\leftarrow x\\,(1 + g)$"),
+        ("output", 10.3, 3.2, "1×1, $1 + \\tanh$:\nweights\n$w_1 \\ldots w_6$"),
+        ("output", 13.4, 3.2, "weighted mean\n$z_{MSN}$"),
+        ("plain", 7.25, 0.75, "plain mean of the distances: $z_{plain}$"),
+        ("output", 16.6, 3.2, "anomaly map\n$\\sigma(\\cdot)$"),
     ):
+        colour, ink = (PARTS[part], INK) if part in here else (QUIET, FAINT)
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
-        ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=box)
-    for points in (
-        ((2.2, 3.4), (2.85, 3.4)),
-        ((5.0, 3.4), (5.75, 3.4)),
-        ((7.75, 3.4), (8.5, 3.4)),
-        ((10.2, 3.4), (11.1, 3.4)),
-        ((12.7, 3.4), (14.9, 3.4)),
-        ((1.4, 2.8), (7.5, 0.75)),
-        ((11.3, 0.7), (14.5, 0.7)),
-        ((15.8, 2.7), (15.8, 1.15)),
+        ax.text(x, y, text, ha="center", va="center", fontsize=10, color=ink, bbox=box)
+    for part, start, end, bend in (
+        ("perceptions", (2.2, 3.2), (2.75, 3.2), 0),
+        ("attention", (5.5, 3.2), (6.3, 3.2), 0),
+        ("output", (8.2, 3.2), (9.1, 3.2), 0),
+        ("output", (11.5, 3.2), (12.15, 3.2), 0),
+        ("output", (1.2, 3.9), (13.4, 3.75), -0.17),
+        ("output", (14.65, 3.2), (15.5, 3.2), 0),
+        ("plain", (1.2, 2.5), (4.75, 0.75), 0.3),
+        ("plain", (9.75, 0.75), (16.6, 2.65), 0.25),
     ):
-        ax.annotate("", points[1], points[0], arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 1.2})
-    ax.text(13.05, 0.8, "plain weight", ha="center", va="bottom", fontsize=9)
-    ax.text(15.95, 1.9, "1 − plain weight", va="center", fontsize=9)
+        arrow = {"arrowstyle": "->", "color": INK if part in here else FAINT, "linewidth": 1.2}
+        ax.annotate("", end, start, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
+    for part, x, y, text in (("output", 15.05, 3.6, "$1 - s$"), ("plain", 15.0, 1.0, "$s$")):
+        ax.text(x, y, text, ha="center", va="center", color=INK if part in here else FAINT)
+    return fig
+
+
+@styled
+def plot_dilations(values: np.ndarray, cell: tuple[int, int], dilations: tuple[int, ...]) -> Figure:
+    """A map (H, W), once per dilation, with the nine cells from which a 3x3 convolution computes its value at
+    `cell`."""
+    fig = new_figure(7.0, 2.55)
+    for ax, dilation in zip(fig.subplots(1, len(dilations), squeeze=False)[0], dilations, strict=True):
+        ax.imshow(values, cmap=COLOUR_MAP, interpolation="nearest")
+        for row, column in np.ndindex(3, 3):
+            corner = cell[1] + dilation * (column - 1) - 0.5, cell[0] + dilation * (row - 1) - 0.5
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=TRUTH, linewidth=1.4))
+        ax.set(title=f"dilation {dilation}", xticks=[], yticks=[])
     return fig
 
 
@@ -64,7 +87,7 @@ def plot_weights(
 ) -> Figure:
     """One row per image (N, H, W, 3), its mask outlined: the weights (N, K, h, w) that its K maps were given.
 
-    White is 1, as in the plain mean; red is trusted more, blue less; one symmetric range for all. Raises
+    White is 1, as in the plain mean; red is larger, blue smaller; one symmetric range for all. Raises
     ValueError for another number of names.
     """
     check_images(images, masks=masks)
@@ -82,133 +105,4 @@ def plot_weights(
     left = panels[0, 1].get_position().x0
     bars[0].set_position((left, low, panels[0, -1].get_position().x1 - left, height))
     horizontal_bar(fig, ScalarMappable(colours, WEIGHT_COLOURS), bars[0])
-    return fig
-
-
-@styled
-def plot_trust(means: pd.DataFrame) -> Figure:
-    """The mean weight of each map (rows) in each place (columns); the line at 1 is the plain mean."""
-    fig = new_figure(WIDTH, 2.6)
-    ax = fig.subplots()
-    ax.axhline(1, color=GREY, linewidth=1)
-    for i, (place, values) in enumerate(means.items()):
-        colour, marker = ((ANOMALOUS, "D"), (OTHERS[0], "s"), (GOOD, "o"))[i % 3]
-        ax.plot(range(len(values)), values, marker, color=colour, markersize=8, alpha=0.85, label=place)
-    ax.set_xticks(range(len(means)), means.index)
-    ax.set(ylabel="mean weight", xlim=(-0.5, len(means) - 0.5))
-    ax.margins(y=0.15)
-    fig.legend(loc="outside upper center", ncols=means.shape[1])
-    return fig
-
-
-@styled
-def plot_ablation(
-    scores: pd.DataFrame,
-    plain_weight: float,
-    baselines: dict[str, dict[str, float]],
-    metrics: tuple[str, ...] = METRICS[:4],
-) -> Figure:
-    """The rows of `msn_comparison.score_msns` with this `plain_weight`: a dot a seed and a tick at the mean,
-    for each fusion and metric; lines for the metrics, as fractions of 1, of named `baselines`.
-
-    Raises ValueError if no row has it.
-    """
-    rows = scores[scores["plain_weight"] == plain_weight]
-    if rows.empty:
-        known = sorted(set(scores["plain_weight"]))
-        raise ValueError(f"no row with plain_weight {plain_weight}; there are {known}")
-    names = list(rows["fusion"].unique())
-    fig = new_figure(WIDTH, 1.3 + 0.3 * len(names))
-    panels = np.atleast_1d(fig.subplots(1, len(metrics), sharey=True))
-    for ax, metric in zip(panels, metrics, strict=True):
-        for i, values in enumerate(baselines.values()):
-            ax.axvline(100 * values[metric], color=GREY, linestyle=("--", ":")[i % 2], linewidth=1.5)
-        for y, name in enumerate(names):
-            values = 100 * rows.loc[rows["fusion"] == name, metric].to_numpy()
-            ax.plot(values, np.full(len(values), y), "o", color=GOOD, markersize=6, alpha=0.55)
-            ax.plot(values.mean(), y, "|", color=INK, markersize=13, markeredgewidth=2)
-        ax.set(title=PANELS[metric], ylim=(len(names) - 0.5, -0.5))
-        ax.margins(x=0.15)
-        ax.grid(axis="y", color="#00000018")
-    panels[0].set_yticks(range(len(names)), names)
-    fig.legend(panels[0].lines[: len(baselines)], baselines, loc="outside lower center", ncols=len(baselines))
-    return fig
-
-
-@styled
-def plot_groups(groups: dict[str, np.ndarray], label: str) -> Figure:
-    """Values of several groups as boxes (quartiles, whiskers at 5 and 95 %) with a dot for each value."""
-    fig = new_figure(WIDTH, 0.9 + 0.55 * len(groups))
-    ax = fig.subplots()
-    frame = pd.concat([pd.DataFrame({"group": name, label: values}) for name, values in groups.items()])
-    looks = {"x": label, "y": "group", "hue": "group", "legend": False, "ax": ax}
-    palette = dict(zip(groups, [OTHERS[1], ANOMALOUS, GOOD, *OTHERS[2:]], strict=False))
-    sns.stripplot(frame, palette=palette, alpha=0.25, size=3.5, jitter=0.3, **looks)
-    sns.boxplot(frame, palette=palette, fill=False, showfliers=False, whis=(5, 95), width=0.5, **looks)
-    ax.set(ylabel="", xlim=(0, None))
-    return fig
-
-
-@styled
-def plot_threshold_choice(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    marked: dict[str, float],
-    prevalence: float,
-    miss_costs: tuple[float, ...],
-) -> Figure:
-    """Left: false alarms and misses by threshold, those `marked` as lines. Right: the expected cost where a
-    share `prevalence` of the images is anomalous, for each price of a miss in false alarms.
-
-    Each cost is drawn relative to its highest, with a dot at its least. Raises ValueError unless both labels
-    occur.
-    """
-    thresholds = np.linspace(min(scores) - 0.02, max(scores) + 0.02, 400)
-    alarms, misses = error_rates(scores, labels, thresholds)
-    fig = new_figure(WIDTH, 3.5)
-    left, right = fig.subplots(1, 2, sharex=True)
-    left.plot(thresholds, alarms, color=GOOD, linewidth=2, label="false alarms")
-    left.plot(thresholds, misses, color=ANOMALOUS, linewidth=2, label="misses")
-    _mark(left, marked)
-    left.set(title="errors", xlabel="threshold", ylim=(-0.02, 1.02))
-    left.yaxis.set_major_formatter(PercentFormatter(1))
-    for colour, miss in zip([OTHERS[0], ANOMALOUS, OTHERS[2]], miss_costs, strict=False):
-        cost = expected_cost(alarms, misses, prevalence, miss)
-        least = np.flatnonzero(cost == cost.min())
-        best = least[len(least) // 2]  # the middle of the lowest stretch
-        right.plot(thresholds, cost / cost.max(), color=colour, linewidth=1.8, label=f"{miss:g} : 1")
-        right.plot(thresholds[best], cost[best] / cost.max(), "o", color=colour, markersize=8)
-    right.set(
-        title=f"relative cost, {prevalence:.0%} of the images defective", xlabel="threshold", ylim=(0, 1.05)
-    )
-    for ax, columns, title in ((left, 2, None), (right, len(miss_costs), "price of a miss : a false alarm")):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, title=title)
-    return fig
-
-
-def _mark(ax: Axes, marked: dict[str, float]):
-    """Vertical lines of named thresholds, in the legend."""
-    for i, (name, value) in enumerate(marked.items()):
-        ax.axvline(value, color=INK, linestyle=("--", ":", "-.")[i % 3], linewidth=1.4, label=name)
-
-
-@styled
-def plot_outlines(
-    images: np.ndarray,
-    masks: np.ndarray,
-    maps: np.ndarray,
-    thresholds: dict[str, float],
-    titles: list[str],
-    width: float = WIDTH,
-) -> Figure:
-    """One column per image (N, H, W, 3), one row per threshold: what of the map (N, H, W) lies above it,
-    dashed white, and the ground truth, cyan. Raises ValueError for shapes that differ."""
-    check_images(images, masks=masks, maps=maps)
-    rows = [f"{name}: {value:.2f}" for name, value in thresholds.items()]
-    fig, panels, _ = image_grid((len(rows), *images.shape[1:3]), titles, rows, width=width)
-    for row, column in np.ndindex(panels.shape):
-        ax = panels[row, column]
-        ax.imshow(images[column])
-        outline(ax, masks[column], 0.5, TRUTH)
-        outline(ax, maps[column], list(thresholds.values())[row], DECISION, dash="--")
     return fig

@@ -1,6 +1,5 @@
 """Figures of a run: training pairs, losses, maps beside the ground truth, scores, ROC and PRO curves."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,13 +10,10 @@ from ...metrics import thin_curve
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
 from .panels import (
     ANOMALOUS,
-    COLOUR_MAP,
-    DECISION,
     GOOD,
     OTHERS,
     TRUTH,
     check_images,
-    colour_range,
     outline,
     plot_panels,
 )
@@ -44,12 +40,12 @@ def plot_examples(
 
 @styled
 def plot_pairs(normal: np.ndarray, anomalous: np.ndarray, masks: np.ndarray) -> Figure:
-    """One row per training pair: normal image, the same with a synthetic anomaly (outlined), its mask.
+    """One row per training pair: good image, its damaged copy (the damage outlined), the mask of the damage.
 
     Raises ValueError for shapes that differ.
     """
     check_images(normal, anomalous=anomalous[..., 0], masks=masks)
-    columns = ["normal", "anomalous", "mask"]
+    columns = ["good image $x_n$", "damaged copy $x_a$", "mask $M$"]
     fig, panels, _ = image_grid(normal.shape[:3], columns, width=6.0)
     for row, (clean, broken, mask) in enumerate(zip(normal, anomalous, masks, strict=True)):
         panels[row, 0].imshow(clean)
@@ -60,43 +56,8 @@ def plot_pairs(normal: np.ndarray, anomalous: np.ndarray, masks: np.ndarray) -> 
 
 
 @styled
-def plot_overlay(
-    image: np.ndarray,
-    anomaly_map: np.ndarray,
-    threshold: float | None = None,
-    mask: np.ndarray | None = None,
-    limits: tuple[float, float] | None = None,
-) -> Figure:
-    """One image (H, W, 3) under its anomaly map, more opaque where the map is higher.
-
-    The colour range is `limits`, else from the smallest to the largest value of the map. Dashed white
-    outlines what is above `threshold`, cyan the ground truth. Raises ValueError for shapes that differ.
-    """
-    others = {"anomaly_map": anomaly_map[None]} | ({} if mask is None else {"mask": mask[None]})
-    check_images(image[None], **others)
-    low, high = colour_range(anomaly_map, limits)
-    opacity = 0.75 * np.clip((anomaly_map - low) / (high - low), 0, 1)
-    height = 4.95 * image.shape[0] / image.shape[1]  # the bar takes the rest of the width
-    fig = new_figure(6.0, height + (0.4 if threshold is not None or mask is not None else 0.1))
-    ax = fig.subplots()
-    ax.set_axis_off()
-    ax.imshow(image)
-    ax.imshow(anomaly_map, cmap=COLOUR_MAP, vmin=low, vmax=high, alpha=opacity)
-    handles = []
-    if mask is not None:
-        handles.append(outline(ax, mask, 0.5, TRUTH, "ground truth"))
-    if threshold is not None:
-        handles.append(outline(ax, anomaly_map, threshold, DECISION, f"above {threshold:.3g}", "--"))
-    if handles:
-        fig.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), COLOUR_MAP)
-    fig.colorbar(scale, ax=ax, label="anomaly score", shrink=0.9, aspect=30).outline.set_visible(False)
-    return fig
-
-
-@styled
 def plot_score_histogram(scores: np.ndarray, labels: np.ndarray, threshold: float | None = None) -> Figure:
-    """Histogram of the image scores (N,), good beside anomalous (`labels` true), and the threshold's errors.
+    """Histogram of the image scores (N,), good beside defective (`labels` true), and the threshold's errors.
 
     Raises ValueError for shapes that differ.
     """
@@ -106,7 +67,7 @@ def plot_score_histogram(scores: np.ndarray, labels: np.ndarray, threshold: floa
     fig = new_figure(WIDTH, 3.2)
     ax = fig.subplots()
     edges = np.histogram_bin_edges(scores, bins=30)
-    for chosen, colour, name in ((~labels, GOOD, "good"), (labels, ANOMALOUS, "anomalous")):
+    for chosen, colour, name in ((~labels, GOOD, "good"), (labels, ANOMALOUS, "defective")):
         label = f"{name} ({chosen.sum()})"
         sns.histplot(x=scores[chosen], bins=edges, color=colour, alpha=0.6, label=label, linewidth=0.6, ax=ax)
     if threshold is not None:
@@ -182,6 +143,6 @@ def plot_losses(history: pd.DataFrame) -> Figure:
         known, smooth = smoothed(column)
         label = f"{column.removeprefix('aim_')} the mask"
         panels[1].plot(known["iteration"], smooth, style, color=INK, linewidth=1.2, label=label)
-    panels[1].legend(loc="upper right", fontsize="small")
+    panels[1].legend(loc="upper right", fontsize="small", frameon=True, framealpha=1, edgecolor="white")
     panels[0].set_ylabel("loss")
     return fig
