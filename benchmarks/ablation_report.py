@@ -9,7 +9,7 @@ from grid import setting_changes
 
 from dmdd_lite.config import Config
 from dmdd_lite.course.figures import save_figure
-from dmdd_lite.course.plots import plot_row_differences
+from dmdd_lite.course.plots.ablation import plot_row_differences
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.options import differences
 from dmdd_lite.utils import write_atomically

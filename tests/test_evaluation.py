@@ -12,7 +12,7 @@ from builders import disc, make_category, save_image, some_samples, tiny_config,
 
 from dmdd_lite import evaluation, tables
 from dmdd_lite.config import MVTEC_CATEGORIES
-from dmdd_lite.course.plots import plot_roc_and_pro
+from dmdd_lite.course.plots.results import plot_roc_and_pro
 from dmdd_lite.data.fingerprints import digest
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.masks import read_mask

@@ -1,13 +1,11 @@
-"""Probes: shapes against the networks' own outputs, distances against the losses, depth against erosion."""
+"""Probes: distances of the branches against the losses, and of branches whose distances are known."""
 
-import numpy as np
 import pytest
 import torch
 from builders import same_state, square_pairs, state_of, tiny_model
 
 from dmdd_lite import losses
 from dmdd_lite.course import probes
-from dmdd_lite.course.zones import split_zones
 
 
 @pytest.fixture
@@ -15,57 +13,55 @@ def pairs():
     return square_pairs()
 
 
-@pytest.fixture
-def masks():
-    rng = np.random.default_rng(0)
-    return np.stack(
-        [np.kron((rng.random((5, 6)) < 0.02) | np.eye(5, 6, dtype=bool), np.ones((4, 4), bool))] * 3
-    )
-
-
-@pytest.mark.parametrize("changes", [{}, {"student": "decoder"}, {"branches": ("abnormality",)}])
-def test_shapes_are_those_of_the_features(changes, pairs):
-    model = tiny_model(**changes).train()
-    table = probes.trace_shapes(model, pairs.normal).set_index("module")
-    teacher = model.teacher(pairs.normal)
-    for k, (t, a) in enumerate(zip(teacher, model.student(pairs.normal, teacher).abnormality, strict=True)):
-        assert tuple(table.loc[f"teacher[{k}]"][1:]) == tuple(t.shape[1:])
-        width = len(model.config.branches) * a.shape[1]
-        assert table.loc[f"student.decouple.{k}.expand", "channels"] == width
-        for branch in model.config.branches:
-            row = table[table["gives"] == f"{branch}, scale {k + 1}"]
-            assert row.iloc[0, 1:].tolist() == list(a.shape[1:])
-    assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_distances_are_the_losses_of_one_view(pairs):
+def test_distances_are_the_means_over_the_cells(pairs):
     model = tiny_model().train()
     before = state_of(model)
-    found = probes.pair_distances(model, pairs, "abnormality")
-    assert model.training
+    table = probes.distance_table(model.student, model.teacher, pairs)
+    assert model.student.training
     assert same_state(before, model)
-    normal, anomalous = model.eval().teacher(pairs.normal), model.teacher(pairs.anomalous)
-    output = model.student(pairs.anomalous, anomalous)
-    restored = sum(d.restored.mean() for d in found)
-    torch.testing.assert_close(
-        restored, sum(m.mean() for m in losses.distance_maps(output.abnormality, normal))
+    t_n, t_a = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
+    n, a = model.eval().student(pairs.anomalous, t_a)
+    fraction = losses.resize_mask(pairs.mask, t_a[0].shape[2:])
+    inside, outside = fraction == 1, fraction == 0
+    wanted = [(a, t_a, inside), (a, t_a, outside), (n, t_n, inside), (a, n, inside), (t_a, t_n, inside)]
+    for found, (one, other, where) in zip(table.iloc[0], wanted, strict=True):
+        distance = (1 - torch.cosine_similarity(one[0], other[0]))[where].mean()
+        assert found == pytest.approx(distance.item(), abs=1e-5)
+
+
+def test_a_student_that_restores_and_departs(pairs):
+    class Perfect(torch.nn.Module):
+        def forward(self, images, features):
+            return teacher(pairs.normal), tuple(-f for f in features)
+
+    teacher = tiny_model().teacher
+    table = probes.distance_table(Perfect(), teacher, pairs)
+    assert (table["N to T(x_n) inside"].abs() < 1e-5).all()
+    assert ((table["A to T(x_a) inside"] - 2).abs() < 1e-5).all()
+    alone = probes.distance_table(tiny_model(branches=("normality",)).student, teacher, pairs)
+    assert alone["A to N inside"].isna().all()
+    assert alone["N to T(x_n) inside"].notna().all()
+
+
+def test_trivial_branches_cost_what_the_loss_says(pairs):
+    model = tiny_model().eval()
+    table = probes.trivial_branches(model.student, model.teacher, pairs)
+    t_n, t_a = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
+    loss = losses.aim_loss(t_n, t_a, pairs.mask)
+    assert table.loc["A = T(x_n)", ["total", "inside", "outside"]].tolist() == pytest.approx(
+        [part.item() for part in loss], abs=1e-5
     )
-    costs = [((d.seen - d.mask).abs(), d.mask) for d in found]
-    inside = sum((cost * mask).sum() / mask.sum() for cost, mask in costs)
-    outside = sum((cost * (1 - mask)).sum() / (1 - mask).sum() for cost, mask in costs)
-    expected = losses.AimLoss((inside + outside) / 2, inside, outside)
-    torch.testing.assert_close(losses.aim_loss(output.abnormality, anomalous, pairs.mask), expected)
-    assert all((d.change[d.mask > 0.5] > 0).all() for d in found)
-    with pytest.raises(ValueError, match="no branch 'abnormality', only normality"):
-        probes.pair_distances(tiny_model(branches=("normality",)), pairs, "abnormality")
+    copied = sum(losses.resize_mask(pairs.mask, t.shape[2:]).mean() for t in t_a)
+    assert table.loc["A = T(x_a)", "one mean"] == pytest.approx(copied.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_depth_agrees_with_erosion_and_dilation(width, masks):
-    deep, zones = probes.depth(masks), split_zones(masks, width)
-    np.testing.assert_array_equal(deep > width, zones.centre)
-    np.testing.assert_array_equal((deep >= 1) & (deep <= width), zones.edge)
-    np.testing.assert_array_equal((deep <= -1) & (deep >= -width), zones.rim)
-    nothing, everything = probes.depth(np.stack([np.zeros((4, 4), bool), np.ones((4, 4), bool)]))
-    assert nothing.max() < -(10**6) < 10**6 < everything.min()
+def test_held_out_pairs_are_the_same_again():
+    from builders import tiny_config
+
+    from dmdd_lite.data.training import TrainingData
+
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    data = TrainingData(images, images, None, images, {})
+    first, again = (probes.held_out_pairs(tiny_config(), data, 5) for _ in range(2))
+    assert first.mask.shape == (5, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -1,169 +1,110 @@
-"""Looking into a student: the shape after every step, how far its features are from the teacher's on pairs,
-and how deep inside a defect a map finds it. For the course and for experiments; all of it is ours [ours]."""
+"""How far the features of a student's branches are from the teacher's, on pairs of held-out images: whether
+both branches do what their losses ask for. [ours]
 
-import re
-from collections.abc import Iterator
-from typing import NamedTuple
+Legend: x_n good images, x_a their damaged copies, M the masks; T teacher, N normality and A abnormality
+features at scale k; d = 1 - cos per cell.
+"""
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
-from ..losses import cosine_distance, resize_mask
-from ..model import DMDD
-from ..pairs import Pairs
-from ..training import Trainer
-from .zones import split_zones, zone_recall
+from ..config import Config
+from ..data.textures import procedural_textures
+from ..data.training import TrainingData
+from ..losses import aim_loss, cosine_distance, resize_mask
+from ..pairs import Pairs, PairSynthesizer, step_generator
+from ..student import StudentOutput
+from ..teacher import Teacher
 
-#: the modules whose outputs `trace_shapes` lists, and what they give
-STEPS = {
-    r"teacher": "teacher's features T",
-    r"student\.bottleneck\.down\.\d": "brought to the coarsest size",
-    r"student\.bottleneck\.embed": "fused and squeezed: the bottleneck",
-    r"student\.stages\.\d": "decoder stage, unsplit",
-    r"student\.network": "encoder, unsplit",
-    r"student\.decouple\.\d\.expand": "1x1 convolution, C to 2C",
-    r"student\.decouple\.\d": "split",
-}
+INSIDE, OUTSIDE = 0.99, 0.01  # a cell is inside if M covers at least, outside if at most so much of it
+TEXTURES = 64
 
 
-def trace_shapes(model: DMDD, images: Tensor) -> pd.DataFrame:
-    """What each step of teacher and student gives for images (B, 3, H, W) in [0, 1], in the order they run.
-
-    A row a tensor, columns module, gives, channels, height, width.
-    """
-    rows, hooks = [], []
-
-    def listen(name: str, module: nn.Module, text: str):
-        hooks.append(module.register_forward_hook(lambda *call: note(name, text, call[-1])))
-
-    def note(name: str, text: str, out):
-        parts = [("", out)] if isinstance(out, Tensor) else [(f"[{k}]", part) for k, part in enumerate(out)]
-        if text == "split":
-            texts = [f"{branch}, scale {int(name[-1]) + 1}" for branch in model.config.branches]
-        else:
-            texts = [text] * len(parts)
-        rows.extend((name + k, t, *part.shape[1:]) for (k, part), t in zip(parts, texts, strict=True))
-
-    for name, module in model.named_modules():
-        text = next((text for pattern, text in STEPS.items() if re.fullmatch(pattern, name)), "")
-        if text:
-            listen(name, module, text)
-    try:
-        _evaluated(model, lambda: model(images))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return pd.DataFrame(rows, columns=["module", "gives", "channels", "height", "width"])
-
-
-class PairDistances(NamedTuple):
-    """Cosine distances of one scale on the anomalous views of B pairs, (B, H_k, W_k) each in [0, 2]:
-    `seen` of the student to T(x_a), the anomaly map; `restored` of the student to T(x_n), what NGM makes
-    small; `change` of T(x_a) to T(x_n), what the anomaly does to the teacher. mask: its share, in [0, 1]."""
-
-    seen: Tensor
-    restored: Tensor
-    change: Tensor
-    mask: Tensor
-
-
-def pair_distances(model: DMDD, pairs: Pairs, branch: str = "normality") -> list[PairDistances]:
-    """Where one branch's features of the anomalous views lie between T(x_a) and T(x_n), per scale.
-
-    The model is evaluated and left in the mode it was in. Raises ValueError for a branch it does not have.
-    """
-    if branch not in model.config.branches:
-        raise ValueError(f"the student has no branch {branch!r}, only {', '.join(model.config.branches)}")
-
-    def measure():
-        normal, anomalous = model.teacher(pairs.normal), model.teacher(pairs.anomalous)
-        student = getattr(model.student(pairs.anomalous, anomalous), branch)
-        scales = zip(student, normal, anomalous, strict=True)
-        return [_distances(s, n, a, pairs.mask) for s, n, a in scales]
-
-    return _evaluated(model, measure)
-
-
-def _distances(student: Tensor, normal: Tensor, anomalous: Tensor, mask: Tensor) -> PairDistances:
-    change = cosine_distance(anomalous, normal)
-    share = resize_mask(mask, change.shape[1:])
-    return PairDistances(cosine_distance(student, anomalous), cosine_distance(student, normal), change, share)
+def held_out_pairs(config: Config, data: TrainingData, count: int = 32) -> Pairs:
+    """`count` pairs of held-out good images, with textures of another seed than the training's and an opacity
+    of at least 0.5; always the same ones for the same images and seed."""
+    images = data.held_out
+    images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count].float() / 255
+    rng = step_generator(config.seed, "held out", 0, images.device)
+    textures = procedural_textures(config.image_size, config.seed + 1, TEXTURES).to(images.device)
+    return PairSynthesizer(config.replace(opacity=(0.5, 1.0)), textures)(images, None, rng)
 
 
 @torch.no_grad()
-def _evaluated(model: nn.Module, function):
-    was = model.training
-    try:
-        model.eval()
-        return function()
-    finally:
-        model.train(was)
+def branches_of(student: nn.Module, teacher: Teacher, images: Tensor, batch: int = 8) -> StudentOutput:
+    """N and A of images (B, 3, H, W) in [0, 1], per scale (B, C_k, H_k, W_k); () for a missing branch.
 
-
-def gap_table(distances: list[PairDistances]) -> pd.DataFrame:
-    """Means over all pixels in the anomaly (share above 1/2) and outside it (share 0).
-
-    Rows the scales, fine to coarse; columns seen inside, seen outside, restored inside, change inside.
+    student: called with images and teacher features; evaluated, and left in the mode it was in.
     """
-    rows = []
-    for d in distances:
-        inside, outside = d.mask > 0.5, d.mask == 0
-        values = (d.seen[inside], d.seen[outside], d.restored[inside], d.change[inside])
-        rows.append([v.mean().item() for v in values])
-    columns = ["seen inside", "seen outside", "restored inside", "change inside"]
-    return pd.DataFrame(rows, columns=columns, index=pd.RangeIndex(1, len(rows) + 1, name="scale"))
+    was = student.training
+    student.eval()
+    found = [StudentOutput(*student(part, teacher(part))) for part in images.split(batch)]
+    student.train(was)
+    return StudentOutput(
+        *(tuple(map(torch.cat, zip(*kind, strict=True))) for kind in zip(*found, strict=True))
+    )
 
 
-def watch(trainers: dict[str, Trainer], pairs: Pairs, every: int = 10) -> Iterator[pd.DataFrame]:
-    """Train several students side by side and probe their normality features every `every` iterations.
+@torch.no_grad()
+def features_of(teacher: Teacher, images: Tensor, batch: int = 8) -> tuple[Tensor, ...]:
+    """T of images (B, 3, H, W) in [0, 1], per scale (B, C_k, H_k, W_k)."""
+    return _joined([teacher(part) for part in images.split(batch)])
 
-    Yields a growing table: columns model, iteration, and those of `gap_table` meaned over the scales.
+
+def _joined(batches) -> tuple[Tensor, ...]:
+    """Features of several batches, each a tuple over the scales, as those of one."""
+    return tuple(torch.cat(scale) for scale in zip(*batches, strict=True))
+
+
+def distance_table(student: nn.Module, teacher: Teacher, pairs: Pairs) -> pd.DataFrame:
+    """Mean distances on the damaged copies, one row per stride, inside and outside the masks (`INSIDE`,
+    `OUTSIDE`); NaN where a branch is missing or no cell lies inside.
+
+    Columns: A to T(x_a) inside and outside, N to T(x_n) inside, A to N inside, T(x_a) to T(x_n) inside.
     """
-    rows = []
-    for done in range(1, max(trainer.config.iterations for trainer in trainers.values()) + 1):
-        running = {name: t for name, t in trainers.items() if t.iteration < t.config.iterations}
-        for name, trainer in running.items():
-            trainer.step()
-            if done % every == 0 or done == trainer.config.iterations:
-                means = gap_table(pair_distances(trainer.model, pairs)).mean()
-                rows.append({"model": name, "iteration": done, **means})
-        if rows and rows[-1]["iteration"] == done:
-            yield pd.DataFrame(rows)
+    good, damaged = features_of(teacher, pairs.normal), features_of(teacher, pairs.anomalous)
+    normality, abnormality = branches_of(student, teacher, pairs.anomalous)
+    rows, absent = {}, [None] * len(good)
+    scales = zip(teacher.info.strides, good, damaged, normality or absent, abnormality or absent, strict=True)
+    for stride, t_n, t_a, n, a in scales:
+        fraction = resize_mask(pairs.mask, t_a.shape[2:])
+        inside, outside = fraction >= INSIDE, fraction <= OUTSIDE
+        rows[stride] = {
+            "A to T(x_a) inside": _mean(a, t_a, inside),
+            "A to T(x_a) outside": _mean(a, t_a, outside),
+            "N to T(x_n) inside": _mean(n, t_n, inside),
+            "A to N inside": _mean(a, n, inside),
+            "T(x_a) to T(x_n) inside": _mean(t_a, t_n, inside),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stride")
 
 
-def depth(masks: np.ndarray) -> np.ndarray:
-    """How many pixels deep inside a defect each pixel lies, int (N, H, W) of masks bool (N, H, W): 1 at its
-    edge, 2 next to that, ...; -1, -2, ... outside it, from the nearest defect of the same image.
-
-    In chessboard steps, as `split_zones` counts. Images without a defect, or full of it, give
-    the least or greatest int32.
-    """
-    far = np.iinfo(np.int32).max
-    found = np.empty(masks.shape, np.int32)
-    for row, mask in zip(found, np.asarray(masks, dtype=bool), strict=True):
-        if mask.all() or not mask.any():
-            row[:] = far if mask.all() else -far
-            continue
-        inside, outside = (ndimage.distance_transform_cdt(m, "chessboard") for m in (mask, ~mask))
-        row[:] = np.where(mask, inside, -outside)
-    return found
+def _mean(a: Tensor | None, b: Tensor | None, where: Tensor) -> float:
+    if a is None or b is None:
+        return float("nan")
+    return cosine_distance(a, b)[where].mean().item()
 
 
-def recall_by_depth(
-    maps: dict[str, np.ndarray], masks: np.ndarray, width: int, reach: int, fpr: float = 0.01
-) -> pd.DataFrame:
-    """The share of pixels above the threshold of `zone_recall`, by depth: columns the maps, rows the depths.
+def trivial_branches(student: nn.Module, teacher: Teacher, pairs: Pairs) -> pd.DataFrame:
+    """L_AIM on the damaged copies, of A and of three features that need no second branch, see `aim_table`."""
+    good, damaged = features_of(teacher, pairs.normal), features_of(teacher, pairs.anomalous)
+    normality, abnormality = branches_of(student, teacher, pairs.anomalous)
+    features = {"A": abnormality, "A = T(x_a)": damaged, "A = N": normality, "A = T(x_n)": good}
+    return aim_table(features, damaged, pairs.mask)
 
-    Rows from -reach to reach, 0 left out; NaN where no pixel is so deep. Over the depths 1 .. width the
-    pixels average to the edge's recall.
-    """
-    deep, zones = depth(masks), split_zones(masks, width)
-    steps = [d for d in range(-reach, reach + 1) if d]
-    columns = {}
-    for name, values in maps.items():
-        above = values > zone_recall(values, zones, fpr)["threshold"]
-        columns[name] = [above[deep == d].mean() if (deep == d).any() else np.nan for d in steps]
-    return pd.DataFrame(columns, index=pd.Index(steps, name="depth"))
+
+def aim_table(features: dict[str, tuple], teacher: tuple, mask: Tensor) -> pd.DataFrame:
+    """L_AIM of features by name, per scale (B, C_k, H_k, W_k), to the teacher's; mask (B, H, W). One row
+    each, columns one mean (|d - m| over all cells [authors], summed over the scales), total, inside,
+    outside."""
+    rows = {}
+    for name, scales in features.items():
+        costs = [
+            (cosine_distance(a, t) - resize_mask(mask, a.shape[2:])).abs()
+            for a, t in zip(scales, teacher, strict=True)
+        ]
+        parts = aim_loss(scales, teacher, mask)._asdict()
+        rows[name] = {"one mean": sum(cost.mean() for cost in costs).item()}
+        rows[name] |= {part: value.item() for part, value in parts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")

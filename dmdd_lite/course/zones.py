@@ -45,7 +45,8 @@ def split_zones(masks: np.ndarray, width: int) -> Zones:
 
 
 def zone_recall(maps: np.ndarray, zones: Zones, fpr: float = 0.01) -> dict[str, float]:
-    """The share of each zone's pixels above a threshold that a share `fpr` of the background exceeds.
+    """The fraction of each zone's pixels above the threshold, which the fraction `fpr` of the background
+    exceeds.
 
     maps float (N, H, W). A good map has much of `centre` and `edge`, and little of `rim`; a zone without
     pixels gives NaN. Raises ValueError if there is no background, fpr is not within 0..1, or for maps that

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from ..course import plots
+from ..course.plots.panels import plot_panels
 from . import pictures
 from .model import ALL_SCALES, Explorer
 from .readouts import sentence
@@ -32,6 +32,6 @@ def static_figure(
     }
     truth = None if seen.truth is None else pictures.resize(seen.truth, (width, height))[None]
     title = f"{explorer.items[index].name} · {sentence(reading)}"
-    figure = plots.plot_panels(columns, [title], truth, {f"{name} map": explorer.limits(name, scale)})
+    figure = plot_panels(columns, [title], truth, {f"{name} map": explorer.limits(name, scale)})
     figure.text(0.007, 0.04, STILL, size="small")  # beside the colour bar
     return figure

@@ -1,85 +1,35 @@
-"""Figures of the distillation: the decoupling drawn, features as arrows, zones and recall by depth, and where
-a student's features lie between the teacher's of both views."""
+"""Figures of the distillation: features as arrows, losses beside those of trivial branches, zones of a defect
+and recall in them, and the pictures that a branch expects, still and moving."""
+
+import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
 
+from ...utils import write_atomically
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
 from ..zones import Zones
-from .panels import ANOMALOUS, GOOD, OTHERS, TRUTH, outline
+from .panels import ANOMALOUS, COLOUR_MAP, GOOD, OTHERS, TRUTH, outline
 
 GREY = "#8c8c8c"
-#: of every plot by map: plain distillation, either branch, both
-COLOURS = {"plain": GREY, "normality": GOOD, "abnormality": ANOMALOUS, "sum": OTHERS[0]}
+GIF_BYTES = 3_000_000
 ZONE_COLOURS = {"centre": "#d7301f", "edge": "#fdae61", "rim": "#4393c3"}
 
 
 @styled
-def plot_decoupling() -> Figure:
-    """The student of DMDD drawn as boxes: frozen teacher and student of one structure, the 1x1 convolutions
-    that widen, the split, and what either half is compared with."""
-    fig = new_figure(WIDTH, 2.75, layout="none")
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 19.6), ylim=(0.1, 5.9))
-    ax.set_axis_off()
-    _box(ax, 0.2, 2.9, 1.3, 1.2, "image\n$x$", "#eeeeee")
-    _trapezoid(ax, (2.6, 6.0), 4.75, "frozen teacher\n$T_1, T_2, T_3$", "#d9d9d9")
-    _trapezoid(ax, (2.6, 6.0), 2.0, "student,\nuntrained at first", "#dfd5ea")
-    _box(ax, 7.0, 1.1, 2.6, 1.8, "1×1 convs\n$C_k$ to $2C_k$", "#eeeeee")
-    _box(ax, 10.3, 2.35, 1.1, 1.2, "$N_k$", GOOD, "white")
-    _box(ax, 10.3, 0.55, 1.1, 1.2, "$A_k$", ANOMALOUS, "white")
-    _arrow(ax, (1.5, 3.7), (2.6, 4.75))
-    _arrow(ax, (1.5, 3.3), (2.6, 2.0))
-    _arrow(ax, (6.0, 2.0), (7.0, 2.0))
-    for y in (2.95, 1.15):
-        _arrow(ax, (9.6, 2.0), (10.3, y))
-        _arrow(ax, (11.4, y), (13.0, y), "<->")
-    _comparison(ax, 13.0, 2.35, "$T_k(x_n)$", "NGM: close to\nthe good part", GOOD)
-    _comparison(ax, 13.0, 0.55, "$T_k(x_a)$", "AIM: close outside\n$M$, far inside", ANOMALOUS)
-    along = {"arrowstyle": "-|>", "linestyle": "--", "connectionstyle": "angle,angleA=0,angleB=90"}
-    ax.annotate("", (13.9, 3.6), (6.0, 4.75), arrowprops={**along, "color": INK})
-    ax.text(10.0, 4.85, "features to compare with", ha="center", va="bottom", fontsize=10)
-    ax.text(10.85, 3.65, "split", ha="center", va="bottom", fontsize=10)
-    return fig
-
-
-def _box(ax: Axes, x: float, y: float, width: float, height: float, text: str, colour: str, ink: str = INK):
-    shape = FancyBboxPatch((x, y), width, height, "round,pad=0,rounding_size=0.15", fc=colour, ec=INK, lw=1)
-    ax.add_patch(shape)
-    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", color=ink, fontsize=11)
-
-
-def _trapezoid(ax: Axes, span: tuple, middle: float, text: str, colour: str):
-    """A network whose features shrink on their way from left to right."""
-    left, right = span
-    corners = [(left, middle - 1), (left, middle + 1), (right, middle + 0.6), (right, middle - 0.6)]
-    ax.add_patch(Polygon(corners, fc=colour, ec=INK, lw=1, joinstyle="round"))
-    ax.text((left + right) / 2, middle, text, ha="center", va="center", fontsize=11)
-
-
-def _arrow(ax: Axes, start: tuple, end: tuple, kind: str = "-|>"):
-    ax.annotate("", end, start, arrowprops={"arrowstyle": kind, "color": INK, "shrinkA": 1, "shrinkB": 1})
-
-
-def _comparison(ax: Axes, x: float, y: float, teacher: str, text: str, colour: str):
-    """The teacher's feature that a branch is compared with, and the loss in words beside it."""
-    _box(ax, x, y, 1.8, 1.2, teacher, "#d9d9d9")
-    ax.text(x + 2.0, y + 0.6, text, ha="left", va="center", color=colour, fontsize=10, weight="bold")
-
-
-@styled
 def plot_arrows(
-    fields: dict[str, np.ndarray], share: np.ndarray, marked: tuple[int, int] | None = None
+    fields: dict[str, np.ndarray], fraction: np.ndarray, marked: tuple[int, int] | None = None
 ) -> Figure:
     """Features of two channels as arrows, one panel per field (H, W, 2); cells are shaded by the anomalous
-    `share` (H, W) in [0, 1], and the cell `marked` (row, column) is framed."""
-    height, width = share.shape
+    `fraction` (H, W) in [0, 1], and the cell `marked` (row, column) is framed."""
+    height, width = fraction.shape
     fig = new_figure(WIDTH, WIDTH / len(fields) * height / width + 0.35)
     for ax, (name, field) in zip(fig.subplots(1, len(fields), squeeze=False)[0], fields.items(), strict=True):
-        ax.imshow(share, cmap="Oranges", vmin=0, vmax=2)
+        ax.imshow(fraction, cmap="Oranges", vmin=0, vmax=2)
         x, y = np.meshgrid(np.arange(width), np.arange(height))
         ax.quiver(
             x,
@@ -126,76 +76,105 @@ def plot_zones(images: np.ndarray, zones: Zones) -> Figure:
 
 
 @styled
-def plot_recall_by_depth(profile: pd.DataFrame, width: int) -> Figure:
-    """Recall of every map (a column of `profile`, fractions of 1) against the depth inside the defect (its
-    index, negative outside); the zones of `width` are shaded."""
-    profile = profile.dropna(how="all")  # deeper than any defect
-    fig = new_figure(WIDTH, 3.6)
-    ax = fig.subplots()
-    x = profile.index - np.sign(profile.index) / 2  # pixel centres: there is no depth 0
-    bounds = {"rim": (-width, 0), "edge": (0, width), "centre": (width, x.max() + 0.5)}
-    for name, (low, high) in bounds.items():
-        colour = ZONE_COLOURS[name]
-        ax.axvspan(low, high, color=colour, alpha=0.12, linewidth=0)
-        ax.text((low + high) / 2, 1.02, name, ha="center", va="bottom", color=colour, weight="bold")
-    colours = _colours(profile.columns)
-    for name, values in profile.items():
-        ax.plot(x, values, "o-", color=colours[name], label=name, linewidth=2, markersize=4)
-    label = "pixels inside (> 0) or outside (< 0) the outline"
-    ax.set(xlim=(x.min() - 0.5, x.max() + 0.5), ylim=(0, 1), xlabel=label, ylabel="recall")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return fig
-
-
-def _colours(names) -> dict[str, str]:
-    """The colour of every map by name: that of `COLOURS`, else one of the others."""
-    spare = iter([c for c in OTHERS if c not in COLOURS.values()] * 4)
-    return {name: COLOURS[name] if name in COLOURS else next(spare) for name in names}
-
-
-@styled
-def plot_gap(rows: pd.DataFrame) -> Figure:
-    """What `probes.watch` yields, one panel per model: as training goes on, distances inside the anomaly and
-    outside it, and to the normal view's features."""
-    names = list(dict.fromkeys(rows["model"]))
-    fig = new_figure(WIDTH, 3.2)
-    lines = {
-        "seen inside": (ANOMALOUS, "-", "to $T(x_a)$, in the anomaly"),
-        "seen outside": (GREY, "-", "to $T(x_a)$, elsewhere"),
-        "restored inside": (GOOD, "--", "to $T(x_n)$, in the anomaly"),
-    }
-    for ax, name in zip(fig.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        own = rows[rows["model"] == name]
-        for column, (colour, dash, label) in lines.items():
-            ax.plot(own["iteration"], own[column], dash, color=colour, label=label, linewidth=2)
-        ax.set(title=name, xlabel="iteration", ylim=(0, 1.1))
-    fig.axes[0].set_ylabel("cosine distance of $N(x_a)$")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return fig
-
-
-@styled
-def plot_answers(seen: dict[str, np.ndarray], restored: dict[str, np.ndarray]) -> Figure:
-    """Pixels in anomalies by how far a student's feature is from T(x_a) (`seen`, any shape, by model) and
-    from T(x_n) (`restored`): one density per model, with the share above the diagonal.
-
-    Above the diagonal the student copies what it sees; below, it restores what should be there.
+def plot_student_losses(history: pd.DataFrame, trivial: pd.DataFrame) -> Figure:
+    """Losses of a student by iteration, columns iteration, ngm, aim, aim_inside and aim_outside of `history`:
+    their sum, and both parts of AIM beside those of the branches in the rows of `trivial` (columns inside,
+    outside), which are dashed. Lines are means over a window of a 25th of the run.
     """
-    fig = new_figure(WIDTH, 0.55 + (WIDTH - 0.8) / max(2, len(seen)))
-    panels = fig.subplots(1, len(seen), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, name in zip(panels, seen, strict=True):
-        x, y = seen[name].ravel(), restored[name].ravel()
-        ax.hexbin(x, y, gridsize=40, extent=(0, 1.4, 0, 1.4), cmap="magma_r", mincnt=1, linewidths=0)
-        ax.plot([0, 1.4], [0, 1.4], color=INK, linewidth=1)
-        ax.set(
-            title=name,
-            aspect="equal",
-            xlim=(0, 1.4),
-            ylim=(0, 1.4),
-            xlabel="distance to $T(x_a)$: what it sees",
-        )
-        paper = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
-        ax.text(0.06, 1.32, f"copies: {np.mean(y > x):.0%}", va="top", bbox=paper)
-        ax.text(1.34, 0.06, f"restores: {np.mean(y <= x):.0%}", ha="right", bbox=paper)
-    panels[0].set_ylabel("distance to $T(x_n)$: what should be")
+    fig = new_figure(WIDTH, 3.3)
+    total, inside, outside = fig.subplots(1, 3, sharex=True)
+    outside.sharey(inside)
+    history = history.assign(total=history["ngm"] + history["aim"])
+    lines = {"total": (INK, "total"), "ngm": (GOOD, "NGM"), "aim": (ANOMALOUS, "AIM")}
+    for column, (colour, label) in lines.items():
+        _draw_loss(total, history, column, colour, label)
+    total.set(title="both views", ylabel="loss")
+    total.legend()
+    for ax, part in ((inside, "inside"), (outside, "outside")):
+        _draw_loss(ax, history, f"aim_{part}", ANOMALOUS, "A")
+        for (name, row), colour in zip(trivial.iterrows(), (INK, GOOD, OTHERS[0], GREY), strict=False):
+            ax.axhline(row[part], color=colour, linestyle="--", linewidth=1.2, label=name)
+        ax.set_title(f"AIM {part} the mask, $x_a$")
+    for ax in fig.axes:
+        ax.set(xlabel="iteration", xlim=(0, history["iteration"].max()))
+        ax.set_ylim(bottom=0)
+    fig.legend(*inside.get_legend_handles_labels(), loc="outside lower right", ncols=5)
     return fig
+
+
+def _draw_loss(ax, history: pd.DataFrame, column: str, colour: str, label: str):
+    window = max(1, len(history) // 25)
+    ax.plot(history["iteration"], history[column], ".", color=colour, alpha=0.2, markersize=3)
+    smooth = history[column].rolling(window, min_periods=1, center=True).mean()
+    ax.plot(history["iteration"], smooth, color=colour, linewidth=2, label=label)
+
+
+@styled
+def plot_zone_recalls(seeds: pd.DataFrame, run: pd.DataFrame) -> Figure:
+    """Recall in centre, edge and rim, one panel each, one line per map: every seed a dot, their mean a bar,
+    this `run` a diamond. Both have the maps as index, those of `run` last, and the zones as columns, in
+    fractions of 1; a map may lack in either."""
+    names = list(dict.fromkeys([*seeds.index, *run.index]))
+    fig = new_figure(WIDTH, 1.1 + 0.42 * len(names))
+    for ax, (zone, colour) in zip(fig.subplots(1, 3, sharey=True), ZONE_COLOURS.items(), strict=True):
+        means = seeds.groupby(level=0)[zone].mean().reindex(names)
+        rows = [names.index(name) for name in seeds.index]
+        ax.plot(100 * seeds[zone], rows, "o", color=colour, alpha=0.7, label="one seed")
+        ax.plot(100 * means, range(len(names)), "|", color=INK, ms=16, mew=2, label="mean of the seeds")
+        here = 100 * run[zone].reindex(names)
+        ax.plot(here, range(len(names)), "D", mfc="white", mec=INK, ms=5, label="this run")
+        ax.set(title=zone, xlabel="recall (%)", ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(axis="x", color="#dddddd")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+@styled
+def plot_reconstruction(
+    columns: dict[str, np.ndarray],
+    badge: str = "",
+    limits: tuple[float, float] = (0.0, 1.0),
+    masks: np.ndarray | None = None,
+) -> Figure:
+    """One row per image, one column per entry: pictures uint8 (N, S, S, 3), or anomaly maps float (N, H, W)
+    in colours between `limits`. masks: bool (N, H, W), outlined in the first column; badge: a text in the
+    second."""
+    first = next(iter(columns.values()))
+    fig, panels, _ = image_grid(first.shape[:3], list(columns))
+    for axes, values in zip(panels.T, columns.values(), strict=True):
+        options = {"cmap": COLOUR_MAP, "vmin": limits[0], "vmax": limits[1]} if values.ndim == 3 else {}
+        for ax, value in zip(axes, values, strict=True):
+            ax.imshow(value, interpolation="bicubic" if options else "antialiased", **options)
+    for ax, mask in zip(panels[:, 0], [] if masks is None else masks, strict=False):
+        outline(ax, mask, 0.5, TRUTH)
+    if badge:
+        paper = {"facecolor": "black", "alpha": 0.75, "edgecolor": "none", "pad": 3}
+        at = panels[0, 1].transAxes
+        panels[0, 1].text(0.03, 0.04, badge, color="white", transform=at, bbox=paper, weight="bold")
+    return fig
+
+
+def save_gif(figures: list[Figure], path: str | Path, pause: int = 350, last: int = 3000) -> Path:
+    """Write figures of one size, 100 dots per inch, as an endless animation of at most `GIF_BYTES`, in
+    milliseconds per frame. All frames fraction one palette, so that what stays the same is stored once."""
+    frames = [_pixels(figure) for figure in figures]
+    times, sample = [pause] * (len(frames) - 1) + [last], _side_by_side(frames[0], frames[-1])
+    for colours in (256, 192, 128, 64, 32):
+        palette = sample.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=20_000)
+        few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        written = io.BytesIO()
+        few[0].save(written, "GIF", save_all=True, append_images=few[1:], duration=times, loop=0)
+        if written.tell() <= GIF_BYTES:
+            break
+    return write_atomically(path, lambda temporary: temporary.write_bytes(written.getvalue()))
+
+
+def _pixels(figure: Figure) -> Image.Image:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100, facecolor="white")
+    return Image.open(drawn).convert("RGB")
+
+
+def _side_by_side(*pictures: Image.Image) -> Image.Image:
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
