@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 1000
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.reproduce.demo $(ARGS)
 
-# the paper's table: make reproduce DATA=data/mvtec_ad ARGS="--textures data/dtd/images --seeds 0 1 2"
+# the paper's table: make reproduce DATA=data/mvtec_ad ARGS="--textures data/dtd/dtd/images --seeds 0 1 2"
 reproduce: export HF_HUB_OFFLINE = 0
 reproduce: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.reproduce $(DATA) $(ARGS)

@@ -1,7 +1,7 @@
 """What each part and each choice of the method is worth: rows (changes of the configuration) x data sets x
 seeds.
 
-    python benchmarks/ablation.py --data bottle=data/mvtec_ad/bottle --textures data/dtd/images \\
+    python benchmarks/ablation.py --data bottle=data/mvtec_ad/bottle --textures data/dtd/dtd/images \\
         --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
         --set 'teacher_options={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}' \\
         --rows full pairs plain --seeds 0 1 2 --iterations 300 --batch-size 8

@@ -1,6 +1,6 @@
 """How much the protocol is worth: the same trainings reported as 'last' and as 'best-on-test'.
 
-    python benchmarks/protocols.py --data bottle=data/mvtec_ad/bottle --textures data/dtd/images \\
+    python benchmarks/protocols.py --data bottle=data/mvtec_ad/bottle --textures data/dtd/dtd/images \\
         --teacher mobilenetv2_100 --teacher-weights weights.safetensors \\
         --set 'teacher_options={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}' \\
         --seeds 0 1 2 --iterations 600 --batch-size 8

@@ -1,4 +1,4 @@
-"""python -m dmdd_lite.reproduce data/mvtec_ad --textures data/dtd/images --seeds 0 1 2"""
+"""python -m dmdd_lite.reproduce data/mvtec_ad --textures data/dtd/dtd/images --seeds 0 1 2"""
 
 import argparse
 import sys
