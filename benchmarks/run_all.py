@@ -4,8 +4,10 @@
     python benchmarks/run_all.py --settings gpu    # at most 8 minutes on one card; without make or pip
     python benchmarks/run_all.py --settings tiny   # a minute on a CPU, to see that everything runs
 
-`gpu` measures the full-size networks (WideResNet-50-2, 256 px, batch 16); `cpu` takes smaller batches, and
-for most rows a smaller network. anomalib's ReverseDistillation is measured beside, where it is installed.
+`gpu` measures the full-size networks (WideResNet-50-2, 256 px, batch 16) and a whole run on MVTec AD's bottle
+with ImageNet weights, beside the same run on a CPU (cpu_run.json), for which it needs --data, --textures and
+--teacher-weights. `cpu` takes smaller batches, and for most rows a smaller network. anomalib's
+ReverseDistillation is measured beside, where it is installed.
 Every step runs in a process of its own. What was measured before, by the same command on the same device, is
 kept (`--again` measures it anew), so that an interrupted call goes on where it was; a step that fails stops
 no other.
@@ -28,6 +30,9 @@ TEST_IMAGES = 1725  # of MVTec AD's fifteen categories
 
 WIDE, MOBILE, TINY = (f"--teacher {name}" for name in ("wide_resnet50_2", "mobilenetv2_100", "test_resnet"))
 
+#: of the weights file of the whole run, timm's mobilenetv2_100 as converted from TensorFlow
+NORMALISED = '{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_type": "same"}'
+
 #: by kind of machine the script and the arguments of every step: what matters most comes first
 SETTINGS = {
     "gpu": {
@@ -35,6 +40,7 @@ SETTINGS = {
         "--variant plain: --variant least_memory:feature_memory=0.0",
         "inference": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision bf16",
         "inference_float32": f"inference.py {WIDE} --batches 1 32 --repeat 30 --turns 1 --precision float32",
+        "whole_run": f"whole_run.py {MOBILE} --size 256 --iterations 300 --batch 8",
         # apart and last: compiling may take minutes, or fail
         "training_step_compiled": f"training_step.py {WIDE} --batch 16 --iterations 100 --turns 1 "
         "--variant compiled:compile=true",
@@ -61,9 +67,13 @@ SETTINGS = {
 }
 
 
-def steps(settings: str, device: str) -> dict[str, list[str]]:
+def steps(settings: str, device: str, options: argparse.Namespace) -> dict[str, list[str]]:
     """Script and arguments by the name of the step."""
-    return {name: [*text.split(), "--device", device] for name, text in SETTINGS[settings].items()}
+    found = {name: [*text.split(), "--device", device] for name, text in SETTINGS[settings].items()}
+    if "whole_run" in found:
+        found["whole_run"] += ["--data", options.data, "--textures", options.textures, "--teacher-weights"]
+        found["whole_run"] += [options.teacher_weights, "--set", f"teacher_options={NORMALISED}"]
+    return found
 
 
 def kept(path: Path, command: list[str], devices: set[str]) -> bool:
@@ -129,8 +139,11 @@ def mvtec(trained: list[dict], tested: dict) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """limit: seconds that a step may take; minutes: that all may take, 0 = no limit, or 8 on a GPU."""
-    parser = measure.parser(__doc__, device="auto", limit=300.0, minutes=0.0)
+    """limit: seconds that a step may take; minutes: that all may take, 0 = no limit, or 8 on a GPU; data,
+    textures and teacher_weights are those of the whole run."""
+    named = {"device": "auto", "limit": 300.0, "minutes": 0.0, "data": "data/mvtec_ad/bottle"}
+    named |= {"textures": "data/dtd/dtd/images", "teacher_weights": "mobilenetv2_100.safetensors"}
+    parser = measure.parser(__doc__, **named)
     parser.set_defaults(out=Path("results/benchmarks"))
     parser.add_argument("--settings", choices=SETTINGS, help="by default those that fit the device")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
@@ -141,7 +154,7 @@ def main():
     options, began = parse(), time.perf_counter()
     device = resolve_device(options.device)
     settings = options.settings or ("gpu" if device.type == "cuda" else "cpu")
-    chosen = steps(settings, str(device))
+    chosen = steps(settings, str(device), options)
     end = began + 60 * (options.minutes or (8 if settings == "gpu" else math.inf))
     devices = {describe(resolve_device(name))["device"] for name in ("cpu", str(device))}
     out = options.out = options.out.resolve()

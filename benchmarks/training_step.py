@@ -198,6 +198,8 @@ def rows(ways: dict[str, dict]) -> list[list[str]]:
             lines.append([f"{what}: times the floor", text.format(**found["floor"])])
             shares = (f"{part} {s / found['seconds']:.0%}" for part, s in found["parts"].items())
             lines.append([f"{what}: share of the time", ", ".join(shares)])
+            rate = found["batch"] / found["parts"]["synthesis"]
+            lines.append([f"{what}: synthesis alone", f"{rate:.0f} pairs/s"])
     return lines
 
 

@@ -61,6 +61,19 @@ def test_inference(tmp_path):
         assert values["images_per_second"] * values["milliseconds"] == pytest.approx(1000 * int(batch))
 
 
+@pytest.mark.slow
+def test_a_whole_run_beside_itself_on_another_machine(tmp_path, root, scripts):
+    arguments = f"--data {root}/lever --teacher test_resnet --teacher-weights random --size 64 --iterations 6"
+    found, text = measured(tmp_path, "whole_run.py", f"{arguments} --batch 2 --device cpu")
+    assert found["reference"] == {}  # the committed one is of another configuration
+    assert "not compared" in text
+    assert 0 < found["precision"]["map_difference"] < 0.2  # bf16 has 8 bits of mantissa
+    other = {**found, "device": "cpu: another", "minutes": 7.5}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    reference = import_module("whole_run").reference_of(tmp_path / "other.json", found)
+    assert reference == {"device": "cpu: another", "minutes": 7.5, "metrics": found["metrics"]}
+
+
 # ---- all of them --------------------------------------------------------------------------------------
 
 GOOD = """

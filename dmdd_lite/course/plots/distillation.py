@@ -93,7 +93,7 @@ def plot_student_losses(history: pd.DataFrame, trivial: pd.DataFrame) -> Figure:
     for ax, part in ((inside, "inside"), (outside, "outside")):
         _draw_loss(ax, history, f"aim_{part}", ANOMALOUS, "A")
         for (name, row), colour in zip(trivial.iterrows(), (INK, GOOD, OTHERS[0], GREY), strict=False):
-            ax.axhline(row[part], color=colour, linestyle="--", linewidth=1.2, label=name)
+            ax.axhline(row[part], color=colour, linestyle="--", linewidth=1.2, label=f"${name}$")
         ax.set_title(f"AIM {part} the mask, $x_a$")
     for ax in fig.axes:
         ax.set(xlabel="iteration", xlim=(0, history["iteration"].max()))
