@@ -7,6 +7,14 @@ from builders import make_category, some_samples, tiny_detector, tiny_teacher, t
 from reproductions import small_notebook
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """Fixtures of the session and the tests that compare with them to the bit run on equally many threads."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two small sample categories."""
