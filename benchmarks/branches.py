@@ -32,29 +32,22 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dmdd_lite.course import probes
+from dmdd_lite.course.probes import INSIDE, OUTSIDE, opaque_pairs
 from dmdd_lite.data.folders import open_folder
 from dmdd_lite.data.images import load_images, unit_range
 from dmdd_lite.data.layout import open_category
 from dmdd_lite.data.masks import load_masks
-from dmdd_lite.data.training import TrainingData, load_training_data
+from dmdd_lite.data.training import load_training_data
 from dmdd_lite.detector import Detector, DetectorError
-from dmdd_lite.losses import Features, aim_loss, cosine_distance, resize_mask
+from dmdd_lite.losses import Features, cosine_distance, resize_mask
 from dmdd_lite.model import DMDD
-from dmdd_lite.pairs import Pairs, PairSynthesizer, step_generator
+from dmdd_lite.pairs import Pairs, step_generator
 from dmdd_lite.student import moments
 from dmdd_lite.utils import autocast, resolve_device
 
-PAIRS, SEED, OPACITY = 32, 0, (0.5, 1.0)
-INSIDE, OUTSIDE = 0.99, 0.01  # share of a cell that the mask covers
+SEED = 0
 PROBED = 20_000  # cells at most that a linear probe learns from or is tested on
-
-
-def held_out_pairs(data: TrainingData, config, textures: torch.Tensor) -> Pairs:
-    """PAIRS pairs of held-out good images, the same ones for the same images and textures."""
-    images = data.held_out
-    images = images.repeat(-(-PAIRS // len(images)), 1, 1, 1)[:PAIRS].float() / 255
-    rng = step_generator(SEED, "branches", 0, images.device)
-    return PairSynthesizer(config.replace(opacity=OPACITY), textures)(images, None, rng)
 
 
 class View:
@@ -135,9 +128,7 @@ def aim_table(views: PairViews) -> DataFrame:
     clean, damaged = views.clean, views.damaged
     branches = {"A": damaged.abnormality, "A = T": damaged.teacher, "A = N": damaged.normality}
     branches["A = T(x_n)"] = clean.teacher
-    found = {name: aim_loss(branch, damaged.teacher, views.mask) for name, branch in branches.items()}
-    parts = {name: {"inside": p.inside.item(), "outside": p.outside.item()} for name, p in found.items()}
-    return DataFrame.from_dict(parts, orient="index")
+    return probes.aim_table(branches, damaged.teacher, views.mask)[["inside", "outside"]]
 
 
 def defect_table(model: DMDD, root: Path, category: str) -> DataFrame:
@@ -172,7 +163,10 @@ def tables(detector: Detector, root: Path, category: str, textures: str, unseen:
     if unseen:
         paths = open_folder(unseen)
         sources["unseen"] = load_images(paths, config.image_size, None).to(detector.device)
-    views = {name: PairViews(model, held_out_pairs(data, config, s)) for name, s in sources.items()}
+    views = {}
+    for name, textures in sources.items():
+        rng = step_generator(SEED, "branches", 0, data.held_out.device)
+        views[name] = PairViews(model, opaque_pairs(config, data.held_out, textures, rng))
     found = {name: pair_table(seen, mean) for name, seen in views.items()}
     return found | {"aim": aim_table(views["pairs"]), "defects": defect_table(model, root, category)}
 

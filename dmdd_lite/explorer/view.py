@@ -132,19 +132,19 @@ class ExplorerView:
             for pair in zip(self.thumbnails, self.go, strict=True)
         ]
         strips = [
-            column(_text(f"<div class=dmdd-heading>{title}</div>"), w.HBox(part))
+            column(w.HTML(f"<div class=dmdd-heading>{title}</div>"), w.HBox(part))
             for title, part in zip(self._kinds(), (cells[:NEIGHBOURS], cells[NEIGHBOURS:]), strict=True)
         ]
         whole = w.VBox(
             (
-                _text(STYLE + self._heading()),
+                w.HTML(STYLE + self._heading()),
                 row(self.image, self.back, self.forth, self.upload),
                 self.message,
                 row(self.map, self.scale),
                 row(column(self.blend, kind=w.HBox), self.truth, self.legend),
                 self.unit,
                 self.canvas,
-                _text(f"<div class=dmdd-caption>{HINT}</div>"),
+                w.HTML(f"<div class=dmdd-caption>{HINT}</div>"),
                 row(column(self.reading), column(self.table), align="flex-start"),
                 row(*strips, align="flex-start"),
             )
@@ -293,9 +293,3 @@ def _button(text: str, icon: str, tooltip: str, width: str = "36px"):
     import ipywidgets as w
 
     return w.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": width})
-
-
-def _text(html: str):
-    import ipywidgets as w
-
-    return w.HTML(html)

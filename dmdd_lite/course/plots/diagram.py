@@ -10,7 +10,8 @@ from .panels import ANOMALOUS, GOOD
 #: what can be coloured: the parts of DMDD, and what DMDD+ adds to them
 PARTS = ("teacher", "pairs", "student", "msn", "evaluation", "plus")
 QUIET, FAINT = "#f4f4f4", "#9a9a9a"
-TEACHER, STUDENT, MSN, RESULT, PLUS = "#cfd8dc", "#d7c9ea", "#c8e6c9", "#ffe0b2", "#f8bbd0"
+IMAGE, TEACHER, STUDENT, MSN = "#dcedc8", "#cfd8dc", "#d7c9ea", "#c8e6c9"
+RESULT, PLUS = "#ffe0b2", "#f8bbd0"
 
 
 class _Canvas:
@@ -75,7 +76,7 @@ def plot_method(*here: str) -> Figure:
 
 
 def _draw_pair(canvas: _Canvas):
-    canvas.box("pairs", (0.2, 4.7), (1.9, 1.3), "good\nimage $x_n$", "#dcedc8")
+    canvas.box("pairs", (0.2, 4.7), (1.9, 1.3), "good\nimage $x_n$", IMAGE)
     canvas.box("pairs", (0.2, 1.2), (1.9, 1.3), "damaged\ncopy $x_a$", "#ffccbc")
     canvas.arrow("pairs", (1.15, 4.7), (1.15, 2.5))
     canvas.note("pairs", 1.3, 3.6, "texture in\nmask $M$")

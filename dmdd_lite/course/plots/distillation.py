@@ -157,7 +157,8 @@ def plot_reconstruction(
 
 def save_gif(figures: list[Figure], path: str | Path, pause: int = 350, last: int = 3000) -> Path:
     """Write figures of one size, 100 dots per inch, as an endless animation of at most `GIF_BYTES`, in
-    milliseconds per frame. All frames fraction one palette, so that what stays the same is stored once."""
+    milliseconds per frame. All frames share one palette, so that what stays the same is stored once. Raises
+    ValueError if it is larger even in 32 colours."""
     frames = [_pixels(figure) for figure in figures]
     times, sample = [pause] * (len(frames) - 1) + [last], _side_by_side(frames[0], frames[-1])
     for colours in (256, 192, 128, 64, 32):
@@ -167,6 +168,8 @@ def save_gif(figures: list[Figure], path: str | Path, pause: int = 350, last: in
         few[0].save(written, "GIF", save_all=True, append_images=few[1:], duration=times, loop=0)
         if written.tell() <= GIF_BYTES:
             break
+    else:
+        raise ValueError(f"{written.tell()} bytes in {colours} colours, over the limit of {GIF_BYTES}")
     return write_atomically(path, lambda temporary: temporary.write_bytes(written.getvalue()))
 
 

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
+from .diagram import IMAGE, MSN, RESULT, STUDENT, TEACHER
 from .panels import ANOMALOUS, COLOUR_MAP, GOOD, OTHERS, TRUTH, horizontal_bar, outline
 
-TEACHER, STUDENT, IMAGE, RESULT, STORE = "#cfd8dc", "#d7c9ea", "#dcedc8", "#ffe0b2", "#f8d0d4"
-COMPARED = "#c62828"
+STORE, COMPARED = "#f8d0d4", "#c62828"
 
 #: per family: title, input of the right lane, what works there, what comes out, the note below
 FAMILIES = (
@@ -84,7 +84,7 @@ def _draw_branches(ax: Axes):
     for y, name, colour in ((4.47, "$N_k(x)$", GOOD), (3.65, "$A_k(x)$", ANOMALOUS)):
         _box(ax, (2.8, y), (2.0, 0.73), name, colour, "white")
         _arrow(ax, (2.2, y + 0.36), (2.8, y + 0.36), "<|-|>", COMPARED)
-    _box(ax, (1.75, 2.75), (1.5, 0.55), "MSN", "#c8e6c9")
+    _box(ax, (1.75, 2.75), (1.5, 0.55), "MSN", MSN)
     _arrow(ax, (2.5, 3.87), (2.5, 3.3))
     _arrow(ax, (2.5, 2.75), (2.5, 2.35))
 
