@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo reproduce test test-fast lint notebooks figures benchmarks clean
+.PHONY: demo reproduce test test-fast lint notebooks benchmarks clean
 
 demo: $(VENV)/ready
 	@$(BIN)/python -m dmdd_lite.reproduce.demo $(ARGS)
@@ -30,10 +30,6 @@ lint: $(VENV)/ready
 # the course run in place, with light outputs and its pictures in figures/
 notebooks: $(VENV)/ready
 	@DMDD_PROGRESS=none $(BIN)/python tools/run_course.py
-
-# the pictures of README.md, written by notebook 05
-figures: $(VENV)/ready
-	@$(BIN)/python -m dmdd_lite.reproduce.demo --figures figures
 
 # speed, memory and floors of this machine, on a GPU if there is one, into results/benchmarks
 benchmarks: $(VENV)/ready

@@ -1,8 +1,8 @@
-"""Train on a folder of good images, and judge the detector by a folder of defective ones, if there is one.
+"""Train on a folder of good images, and test the detector, on defective ones too if there are any.
 
 Writes to the --out folder:
   detector/             what `Detector.load` and `python -m dmdd_lite.predict` take
-  <name>_seed<n>.json   with --bad or --test-good: metrics, settings, hashes of the files, warnings
+  <name>_seed<n>.json   metrics or the rate of false alarms, settings, hashes of the files, warnings
 
 Without --test-good a fifth of the good images is not trained on, but tests the detector. The same command
 resumes an interrupted training, or loads a finished one. Any field of Config is set by --set; the defaults
@@ -53,9 +53,8 @@ def work(options: argparse.Namespace):
     given = {"texture_root": options.textures, "output_dir": options.out, "device": options.device}
     trained = train(config, good=images, **given)
     print(f"detector: {options.out / 'detector'}")
-    if options.bad or options.test_good:
-        found = evaluate(trained.detector, images)
-        print(f"\n{table(found)}\n\nresult: {write_result(options.out, found, trained.detector, trained)}")
+    found = evaluate(trained.detector, images)
+    print(f"\n{table(found)}\n\nresult: {write_result(options.out, found, trained.detector, trained)}")
 
 
 def table(evaluation) -> str:

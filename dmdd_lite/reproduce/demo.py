@@ -2,7 +2,6 @@
 same command resumes after an interruption and repeats nothing finished."""
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -43,10 +42,6 @@ def demo(options: argparse.Namespace) -> dict[str, str]:
         print(f"training on {', '.join(SAMPLES)}; logs in {folder / 'logs'}", flush=True)
         with local_client(environments(options.jobs, "auto")) as client:
             failed = run_jobs(client, left)
-    if options.figures:
-        options.figures.mkdir(parents=True, exist_ok=True)
-        for picture in sorted((folder / "figures").glob("*_maps.png")):
-            shutil.copy(picture, options.figures / f"demo_{picture.name}")
     results = collect_results(folder)
     results = results[results["category"].isin(SAMPLES)]
     if not failed:
@@ -58,7 +53,6 @@ def demo(options: argparse.Namespace) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dmdd_lite.reproduce.demo", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results/demo"), help="folder of the results")
-    parser.add_argument("--figures", type=Path, help="also copy the map pictures there")
     parser.add_argument("--iterations", type=int, help="instead of the notebook's default")
     parser.add_argument("--jobs", type=int, default=len(SAMPLES), help="categories at a time")
     options = parser.parse_args(arguments)
