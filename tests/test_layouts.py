@@ -131,7 +131,9 @@ def test_the_command_trains_and_judges(places, tmp_path, capsys, monkeypatch):
     assert (result["layout"], result["images"]) == ("folders", {"train": 8, "test": 5})
     assert own.main([*words[:2], *words[words.index("--device") :], *values]) == 0  # --good alone
     told = capsys.readouterr().out
-    assert "loaded, trained before" in told and "2 test images" in told and "false_alarm_rate" in told
+    assert "loaded, trained before" in told
+    assert "2 test images" in told
+    assert "false_alarm_rate" in told
     config = tiny_config(iterations=4, image_size=(64, 96))
     detector = train(config, good=places["good"], output_dir=tmp_path / "out").detector
     with pytest.warns(DataWarning, match="are not those of the detector, which may have seen test images"):
