@@ -55,8 +55,9 @@ class _Canvas:
 
 @styled
 def plot_method(*here: str) -> Figure:
-    """DMDD drawn as boxes and arrows: a pair, the frozen teacher and the student, two losses, six maps, the
-    MSN, map and score. `here`: the PARTS to colour, none for all of DMDD; "plus" draws DMDD+ too.
+    """DMDD drawn as boxes and arrows: a pair, both images of which enter the frozen teacher and the student,
+    two losses, six maps of the damaged copy, the MSN, map and score. `here`: the PARTS to colour, none for
+    all of DMDD; "plus" draws DMDD+ too.
 
     Raises ValueError for an unknown part.
     """
@@ -64,7 +65,7 @@ def plot_method(*here: str) -> Figure:
         raise ValueError(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     fig = new_figure(WIDTH, 3.5, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 20.6), ylim=(-0.35, 6.75))
+    ax.set(xlim=(0, 21.7), ylim=(-0.35, 6.75))
     ax.set_axis_off()
     canvas = _Canvas(ax, here or PARTS[:-1])
     _draw_pair(canvas)
@@ -78,13 +79,14 @@ def plot_method(*here: str) -> Figure:
 def _draw_pair(canvas: _Canvas):
     canvas.box("pairs", (0.2, 4.7), (1.9, 1.3), "good\nimage $x_n$", IMAGE)
     canvas.box("pairs", (0.2, 1.2), (1.9, 1.3), "damaged\ncopy $x_a$", "#ffccbc")
-    canvas.arrow("pairs", (1.15, 4.7), (1.15, 2.5))
-    canvas.note("pairs", 1.3, 3.6, "texture in\nmask $M$")
+    canvas.arrow("pairs", (0.55, 4.7), (0.55, 2.5))
+    canvas.note("pairs", 0.7, 3.6, "texture in\nmask $M$")
     for name, y in (("teacher", 5.35), ("teacher", 0.75)):
         canvas.network(name, 3.3, y, "frozen\nteacher $T$", TEACHER)
     canvas.network("student", 3.3, 3.05, "student", STUDENT)
     canvas.arrow("teacher", (2.1, 5.35), (3.3, 5.35))
-    canvas.arrow("student", (2.1, 2.0), (3.3, 2.85))
+    canvas.arrow("student", (2.1, 4.95), (3.3, 3.4))
+    canvas.arrow("student", (2.1, 2.0), (3.3, 2.8))
     canvas.arrow("teacher", (2.1, 1.7), (3.3, 0.95))
 
 
@@ -105,23 +107,27 @@ def _draw_branches(canvas: _Canvas):
 
 def _draw_fusion(canvas: _Canvas):
     for shift in (0.3, 0.15, 0):
-        canvas.box("msn", (11.6 + shift, 2.25 + shift), (1.9, 1.5), "", "#ffffff")
-    canvas.note("msn", 12.55, 3.0, "six maps\n$d(N_k, T_k)$\n$d(A_k, T_k)$", align="center")
+        canvas.box("msn", (11.6 + shift, 2.25 + shift), (3.0, 1.5), "", "#ffffff")
+    distances = "$d(N_k(x_a), T_k(x_a))$\n$d(A_k(x_a), T_k(x_a))$"
+    canvas.note("msn", 13.1, 3.0, f"six maps\n{distances}", align="center")
     for y in (3.83, 2.28):
         canvas.arrow("msn", (10.4, y), (11.6, 3.0 + (y - 3.05) * 0.4))
-    canvas.box("msn", (14.6, 2.3), (1.7, 1.4), "MSN", MSN)
-    canvas.arrow("msn", (13.8, 3.0), (14.6, 3.0))
-    canvas.note("msn", 15.45, 1.9, "trained with $M$", align="center")
-    canvas.box("evaluation", (17.1, 2.3), (1.8, 1.4), "anomaly\nmap", RESULT)
-    canvas.arrow("evaluation", (16.3, 3.0), (17.1, 3.0))
-    canvas.arrow("evaluation", (18.9, 3.0), (19.4, 3.0))
-    canvas.note("evaluation", 19.45, 3.0, "score")
+    canvas.arrow("msn", (10.4, 1.05), (12.3, 2.25))
+    canvas.box("msn", (15.7, 2.3), (1.7, 1.4), "MSN", MSN)
+    canvas.arrow("msn", (14.9, 3.0), (15.7, 3.0))
+    canvas.note("msn", 16.55, 1.9, "trained with $M$", align="center")
+    canvas.box("evaluation", (18.2, 2.3), (1.8, 1.4), "anomaly\nmap", RESULT)
+    canvas.arrow("evaluation", (17.4, 3.0), (18.2, 3.0))
+    canvas.arrow("evaluation", (20.0, 3.0), (20.5, 3.0))
+    canvas.note("evaluation", 20.55, 3.0, "score")
 
 
 def _draw_plus(canvas: _Canvas):
-    canvas.box("plus", (11.6, 0.25), (3.3, 1.0), "PaDiM statistics", PLUS)
-    canvas.box("plus", (17.2, 0.25), (1.6, 1.0), "plus", PLUS)
-    canvas.arrow("plus", (10.4, 0.75), (11.6, 0.75))
-    canvas.arrow("plus", (14.9, 0.75), (17.2, 0.75))
-    canvas.arrow("plus", (18.0, 2.3), (18.0, 1.25))
-    canvas.note("plus", 14.95, -0.1, "DMDD+ [ours]", align="center")
+    canvas.box("plus", (12.3, 0.05), (4.3, 1.2), "distance from PaDiM\nstatistics of $T_k(x_n)$", PLUS)
+    canvas.box("plus", (18.3, 0.15), (1.6, 1.0), "plus", PLUS)
+    canvas.arrow("plus", (10.4, 0.65), (12.3, 0.65))
+    canvas.arrow("plus", (16.6, 0.65), (18.3, 0.65))
+    canvas.arrow("plus", (19.1, 2.3), (19.1, 1.15))
+    canvas.arrow("plus", (19.9, 0.65), (20.5, 0.65))
+    canvas.note("plus", 20.55, 0.65, "score")
+    canvas.note("plus", 14.3, 1.53, "DMDD+ [ours]", align="center")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..figures import INK, WIDTH, image_grid, new_figure, styled
-from .panels import ANOMALOUS, GOOD, OTHERS, TRUTH, check_images, horizontal_bar, outline
+from .panels import ANOMALOUS, GOOD, OTHERS, check_images, horizontal_bar, outline
 
 SIGNED = matplotlib.colormaps["vlag"]  # for noise: white at zero
 
@@ -56,7 +56,7 @@ def plot_noise(
             values, cmap=SIGNED, vmin=-reach, vmax=reach, interpolation="nearest"
         )
         if edge is not None:
-            outline(panels[0, column], values, edge, TRUTH)
+            outline(panels[0, column], values, edge, INK)
         if masks is not None:
             panels[1, column].imshow(masks[column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     horizontal_bar(fig, drawn, bars[0])
@@ -83,7 +83,7 @@ def plot_strengths(groups: dict[str, dict[str, np.ndarray]], limit: float) -> Fi
     fig = new_figure(WIDTH, 0.9 + 0.3 * count)
     ax = fig.subplots()
     position, ticks, handles = 0.0, {}, []
-    for (heading, entries), colour in zip(groups.items(), (INK, ANOMALOUS, GOOD, *OTHERS), strict=False):
+    for (heading, entries), colour in zip(groups.items(), (GOOD, ANOMALOUS, *OTHERS), strict=False):
         for name, values in entries.items():
             if not len(values):
                 raise ValueError(f"{name!r} has no distances")

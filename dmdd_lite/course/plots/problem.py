@@ -1,4 +1,4 @@
-"""Figures of chapter 01: the task, four families of methods, nearest patches, and the metrics."""
+"""Figures of chapter 01: the task, four families of methods, nearest cells, and the metrics."""
 
 import numpy as np
 from matplotlib.axes import Axes
