@@ -19,23 +19,30 @@ from ..teacher import Teacher
 
 INSIDE, OUTSIDE = 0.99, 0.01  # a cell is inside if M covers at least, outside if at most so much of it
 PAIRS, TEXTURES = 32, 64
+OPAQUE = 0.5, 1.0  # range of the opacity of damage that can be seen
 
 
-def held_out_pairs(config: Config, data: TrainingData, count: int = PAIRS) -> Pairs:
-    """`opaque_pairs` of held-out images, with textures of another seed than the training's; always the same
-    ones for the same images and seed."""
+def held_out_pairs(
+    config: Config, data: TrainingData, count: int = PAIRS, opacity: tuple[float, float] = OPAQUE
+) -> Pairs:
+    """`count` pairs of held-out images, with textures of another seed than the training's and an opacity in
+    the given range; always the same ones for the same images, seed and range."""
     images = data.held_out
     rng = step_generator(config.seed, "held out", 0, images.device)
     textures = procedural_textures(config.image_size, config.seed + 1, TEXTURES).to(images.device)
-    return opaque_pairs(config, images, textures, rng, count)
+    return _pairs(config.replace(opacity=opacity), images, textures, rng, count)
 
 
 def opaque_pairs(
     config: Config, images: Tensor, textures: Tensor, rng: torch.Generator, count: int = PAIRS
 ) -> Pairs:
     """`count` pairs of good images uint8 (N, 3, H, W), in turn, with an opacity of at least 0.5."""
+    return _pairs(config.replace(opacity=OPAQUE), images, textures, rng, count)
+
+
+def _pairs(config: Config, images: Tensor, textures: Tensor, rng: torch.Generator, count: int) -> Pairs:
     images = images.repeat(-(-count // len(images)), 1, 1, 1)[:count].float() / 255
-    return PairSynthesizer(config.replace(opacity=(0.5, 1.0)), textures)(images, None, rng)
+    return PairSynthesizer(config, textures)(images, None, rng)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ def plot_row_differences(results: pd.DataFrame, metrics: dict[str, str], full: s
     `full`; a small dot a seed, a large one their mean.
 
     results: columns row, data, seed and the metrics as fractions of 1, lines in the order to be drawn;
-    metrics: titles by column. The band is the range of the full row's own seeds. Raises ValueError if a data
-    set lacks the full row.
+    metrics: titles by column. The band is the range of the full row's own seeds. Several data sets have a
+    legend; a single one has none. Raises ValueError if a data set lacks the full row.
     """
     rows, sets = list(dict.fromkeys(results["row"])), list(dict.fromkeys(results["data"]))
     lacking = [data for data in sets if not _lines(results, full, data).any()]
@@ -36,6 +36,9 @@ def plot_row_differences(results: pd.DataFrame, metrics: dict[str, str], full: s
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    if len(sets) == 1:
+        fig.suptitle(f"{sets[0]}: difference to the mean of {full!r}", fontsize=12)
+        return fig
     handles = [panels[0].plot([], [], "o", color=colour)[0] for colour in colours.values()]
     fig.legend(handles, sets, loc="outside upper center", ncols=len(sets), title=f"difference to {full!r}")
     return fig

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
@@ -17,7 +18,7 @@ from .panels import ANOMALOUS, COLOUR_MAP, GOOD, OTHERS, TRUTH, outline
 
 GREY = "#8c8c8c"
 GIF_BYTES = 3_000_000
-ZONE_COLOURS = {"centre": "#d7301f", "edge": "#fdae61", "rim": "#4393c3"}
+ZONE_COLOURS = {"centre": "#d7301f", "edge": "#fdae61", "rim": "#9b5de5"}
 
 
 @styled
@@ -59,7 +60,8 @@ def plot_arrows(
 
 @styled
 def plot_zones(images: np.ndarray, zones: Zones) -> Figure:
-    """Images uint8 (N, H, W, 3) in a row, the `zones` of their defects coloured over them."""
+    """Images uint8 (N, H, W, 3) in a row, the `zones` of their defects coloured over them, the masks
+    outlined."""
     count, height, width, _ = images.shape
     fig, panels, _ = image_grid((1, height, width), [""] * count)
     for ax, i in zip(panels[0], range(count), strict=True):
@@ -112,21 +114,28 @@ def _draw_loss(ax, history: pd.DataFrame, column: str, colour: str, label: str):
 @styled
 def plot_zone_recalls(seeds: pd.DataFrame, run: pd.DataFrame) -> Figure:
     """Recall in centre, edge and rim, one panel each, one line per map: every seed a dot, their mean a bar,
-    this `run` a diamond. Both have the maps as index, those of `run` last, and the zones as columns, in
-    fractions of 1; a map may lack in either."""
+    below them this `run`, a diamond. Both have the maps as index, those of `run` last, and the zones as
+    columns, in fractions of 1; a map may lack in either."""
     names = list(dict.fromkeys([*seeds.index, *run.index]))
+    bar = {"marker": "|", "linestyle": "", "markersize": 16, "markeredgewidth": 2}
+    diamond = {"marker": "D", "linestyle": "", "markerfacecolor": "white", "markersize": 5}
     fig = new_figure(WIDTH, 1.1 + 0.42 * len(names))
     for ax, (zone, colour) in zip(fig.subplots(1, 3, sharey=True), ZONE_COLOURS.items(), strict=True):
         means = seeds.groupby(level=0)[zone].mean().reindex(names)
         rows = [names.index(name) for name in seeds.index]
-        ax.plot(100 * seeds[zone], rows, "o", color=colour, alpha=0.7, label="one seed")
-        ax.plot(100 * means, range(len(names)), "|", color=INK, ms=16, mew=2, label="mean of the seeds")
-        here = 100 * run[zone].reindex(names)
-        ax.plot(here, range(len(names)), "D", mfc="white", mec=INK, ms=5, label="this run")
+        ax.plot(100 * seeds[zone], rows, "o", color=colour, alpha=0.7)
+        ax.plot(100 * means, range(len(names)), color=INK, **bar)
+        below = [row + 0.28 for row in range(len(names))]
+        ax.plot(100 * run[zone].reindex(names), below, color=INK, **diamond)
         ax.set(title=zone, xlabel="recall (%)", ylim=(len(names) - 0.5, -0.5))
         ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", color="#dddddd")
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    entries = [
+        Line2D([], [], color=GREY, marker="o", linestyle="", label="one seed (colour of its panel)"),
+        Line2D([], [], color=INK, label="mean of the seeds", **bar),
+        Line2D([], [], color=INK, label="this run", **diamond),
+    ]
+    fig.legend(handles=entries, loc="outside lower center", ncols=3)
     return fig
 
 

@@ -11,6 +11,7 @@ from .panels import (
     COLOUR_MAP,
     TRUTH,
     check_images,
+    colour_range,
     horizontal_bar,
     outline,
 )
@@ -39,45 +40,52 @@ def plot_msn(attentions: tuple[str, ...], *here: str) -> Figure:
     ax.set_axis_off()
     here, named = here or tuple(PARTS), "\n".join(attentions) or "none"
     for part, x, y, text in (
-        ("calibration", 1.2, 3.2, "six maps $d_k$,\ncalibrated:\n$m_1 \\ldots m_6$"),
-        ("perceptions", 4.1, 3.2, "perceptions\n3×3 convolutions\ndilated 1, 2, 4"),
-        ("attention", 7.25, 3.2, f"attention:\n{named}\n$x \\leftarrow x\\,(1 + g)$"),
-        ("output", 10.3, 3.2, "1×1, $1 + \\tanh$:\nweights\n$w_1 \\ldots w_6$"),
-        ("output", 13.4, 3.2, "weighted mean\n$z_{MSN}$"),
+        ("calibration", 0.95, 3.2, "six maps\n$d_1 \\ldots d_6$"),
+        ("calibration", 3.05, 3.2, "calibrated\n$c_1 \\ldots c_6$"),
+        ("perceptions", 5.6, 3.2, "perceptions\n3×3 convolutions\ndilated 1, 2, 4"),
+        ("attention", 8.35, 3.2, f"attention:\n{named}\n$F \\leftarrow F\\,(1 + g)$"),
+        ("output", 10.9, 3.2, "1×1, $1 + \\tanh$:\nweights\n$w_1 \\ldots w_6$"),
+        ("output", 13.75, 3.2, "weighted mean\n$z_{MSN}$"),
         ("plain", 7.25, 0.75, "plain mean of the distances: $z_{plain}$"),
-        ("output", 16.6, 3.2, "anomaly map\n$\\sigma(\\cdot)$"),
+        ("output", 16.75, 3.2, "anomaly map\n$\\sigma(\\cdot)$"),
     ):
         colour, ink = (PARTS[part], INK) if part in here else (QUIET, FAINT)
         box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
         ax.text(x, y, text, ha="center", va="center", fontsize=10, color=ink, bbox=box)
     for part, start, end, bend in (
-        ("perceptions", (2.2, 3.2), (2.75, 3.2), 0),
-        ("attention", (5.5, 3.2), (6.3, 3.2), 0),
-        ("output", (8.2, 3.2), (9.1, 3.2), 0),
-        ("output", (11.5, 3.2), (12.15, 3.2), 0),
-        ("output", (1.2, 3.9), (13.4, 3.75), -0.17),
-        ("output", (14.65, 3.2), (15.5, 3.2), 0),
-        ("plain", (1.2, 2.5), (4.75, 0.75), 0.3),
-        ("plain", (9.75, 0.75), (16.6, 2.65), 0.25),
+        ("calibration", (1.75, 3.2), (2.1, 3.2), 0),
+        ("perceptions", (4.0, 3.2), (4.2, 3.2), 0),
+        ("attention", (7.0, 3.2), (7.35, 3.2), 0),
+        ("output", (9.35, 3.2), (9.7, 3.2), 0),
+        ("output", (12.1, 3.2), (12.5, 3.2), 0),
+        ("output", (3.05, 3.75), (13.75, 3.75), -0.19),
+        ("output", (15.0, 3.2), (15.65, 3.2), 0),
+        ("plain", (0.95, 2.65), (4.75, 0.75), 0.3),
+        ("plain", (9.75, 0.75), (16.75, 2.65), 0.25),
     ):
         arrow = {"arrowstyle": "->", "color": INK if part in here else FAINT, "linewidth": 1.2}
         ax.annotate("", end, start, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
-    for part, x, y, text in (("output", 15.05, 3.6, "$1 - s$"), ("plain", 15.0, 1.0, "$s$")):
+    for part, x, y, text in (("output", 15.3, 4.0, "$1 - \\eta$"), ("plain", 15.0, 0.95, "$\\eta$")):
         ax.text(x, y, text, ha="center", va="center", color=INK if part in here else FAINT)
     return fig
 
 
 @styled
-def plot_dilations(values: np.ndarray, cell: tuple[int, int], dilations: tuple[int, ...]) -> Figure:
-    """A map (H, W), once per dilation, with the nine cells from which a 3x3 convolution computes its value at
-    `cell`."""
-    fig = new_figure(7.0, 2.55)
-    for ax, dilation in zip(fig.subplots(1, len(dilations), squeeze=False)[0], dilations, strict=True):
-        ax.imshow(values, cmap=COLOUR_MAP, interpolation="nearest")
+def plot_dilations(
+    values: np.ndarray, cell: tuple[int, int], dilations: tuple[int, ...], name: str
+) -> Figure:
+    """The map `name` (H, W), once per dilation, with the nine cells from which a 3x3 convolution computes its
+    value at `cell`, and a colour bar."""
+    fig = new_figure(7.6, 2.55)
+    panels = fig.subplots(1, len(dilations), squeeze=False)[0]
+    low, high = colour_range(values, None)
+    for ax, dilation in zip(panels, dilations, strict=True):
+        drawn = ax.imshow(values, cmap=COLOUR_MAP, vmin=low, vmax=high, interpolation="nearest")
         for row, column in np.ndindex(3, 3):
             corner = cell[1] + dilation * (column - 1) - 0.5, cell[0] + dilation * (row - 1) - 0.5
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=TRUTH, linewidth=1.4))
         ax.set(title=f"dilation {dilation}", xticks=[], yticks=[])
+    fig.colorbar(drawn, ax=panels, label=name, shrink=0.8)
     return fig
 
 

@@ -112,12 +112,12 @@ def plot_losses(history: pd.DataFrame) -> Figure:
     """Training losses by iteration: one panel for each of the columns ngm, aim and msn, raw and smoothed; in
     that of aim also aim_inside and aim_outside, smoothed.
 
-    The line is the mean over a window of a 25th of the run. A loss is NaN outside of its stage, whose border
-    is dotted. Raises KeyError when a column or `iteration` is missing.
+    The line is the mean over a window of a 25th of the run. A loss is NaN outside of its stage, and its panel
+    shows only that stage. Raises KeyError when a column or `iteration` is missing.
     """
     names = {"ngm": "normality (NGM)", "aim": "abnormality (AIM)", "msn": "segmentation (MSN)"}
     fig = new_figure(WIDTH, 2.9)
-    panels = fig.subplots(1, 3, sharex=True)
+    panels = fig.subplots(1, 3)
     window = max(1, len(history) // 25)
 
     def smoothed(column: str) -> tuple[pd.DataFrame, pd.Series]:
@@ -128,18 +128,16 @@ def plot_losses(history: pd.DataFrame) -> Figure:
         known, smooth = smoothed(column)
         ax.plot(known["iteration"], known[column], ".", color=colour, alpha=0.2, markersize=3)
         ax.plot(known["iteration"], smooth, color=colour, linewidth=2)
-        ax.set(title=title, xlabel="iteration", xlim=(0, history["iteration"].max()))
+        ax.set(title=title, xlabel="iteration")
         ax.set_ylim(bottom=0)
         if known.empty:
-            ax.set_yticks([])
+            ax.set(xticks=[], yticks=[])
             ax.text(0.5, 0.5, "not trained in this run", transform=ax.transAxes, ha="center")
-        elif len(known) < len(history):
-            late = known.index[0] > history.index[0]
-            border, text, side = (0, " starts", "left") if late else (-1, "ends ", "right")
-            border = known["iteration"].iloc[border]
-            ax.axvline(border, color=INK, linestyle=":", linewidth=1.2)
-            ax.text(border, 0.02, text, ha=side, transform=ax.get_xaxis_transform())
-    for column, style in (("aim_inside", "--"), ("aim_outside", ":")):
+        else:
+            first, last = known["iteration"].iloc[[0, -1]]
+            ax.set_xlim(first, max(last, first + 1))
+            ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    for column, style in (("aim_inside", "--"), ("aim_outside", "-.")):
         known, smooth = smoothed(column)
         label = f"{column.removeprefix('aim_')} the mask"
         panels[1].plot(known["iteration"], smooth, style, color=INK, linewidth=1.2, label=label)
