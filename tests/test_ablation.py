@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from builders import tree
-from reproductions import until
 
 from dmdd_lite.config import Config
 from dmdd_lite.evaluation import METRICS
@@ -103,17 +100,6 @@ def test_a_failed_row_is_named_and_the_others_go_on(bench, root, tmp_path, here,
 
 
 @pytest.mark.slow
-def test_a_killed_call_is_resumed_by_the_next(root, tmp_path):
-    words = arguments(root, tmp_path, "--rows", "full", "--iterations", "60")
-    command = [sys.executable, ROOT / "benchmarks" / "ablation.py", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        until((tmp_path / "runs/full_bracket_seed0/checkpoint.pt").exists)
-        process.kill()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "full_bracket_seed0: resumes from iteration" in done.stdout
-
-
 def test_seeds_are_averaged_unless_they_differ_in_more_than_the_seed(bench, tmp_path):
     values = np.array([0.5, 0.75, 0.625])
     for seed, value in enumerate(values):

@@ -34,15 +34,6 @@ def assert_same(a, b):
     np.testing.assert_allclose(a.fused, b.fused, atol=1e-6)
 
 
-def test_path_pil_array_and_list_agree(detector, folder):
-    path = folder / "test/good/000.png"
-    image, one = Image.open(path).convert("RGB"), detector.predict(path)
-    assert (one.path, one.fused.shape) == (path, (80, 80))
-    for source in (str(path), image, np.asarray(image), np.float64(np.asarray(image)) / 255):
-        assert_same(detector.predict(source), one)
-    assert_same(detector.predict([image, path])[1], one)
-
-
 @pytest.mark.parametrize("changes", [{}, {"student": "decoder"}, {"teacher": "test_vit"}], ids=str)
 def test_an_oblong_input(root, tmp_path, changes):
     """Trained, saved, loaded: maps in the input's size, and in the image's own; tiles in its proportions."""

@@ -53,15 +53,3 @@ def test_trivial_branches_cost_what_the_loss_says(pairs):
     )
     copied = sum(losses.resize_mask(pairs.mask, t.shape[2:]).mean() for t in t_a)
     assert table.loc["A = T(x_a)", "one mean"] == pytest.approx(copied.item(), abs=1e-5)
-
-
-def test_held_out_pairs_are_the_same_again():
-    from builders import tiny_config
-
-    from dmdd_lite.data.training import TrainingData
-
-    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    data = TrainingData(images, images, None, images, {})
-    first, again = (probes.held_out_pairs(tiny_config(), data, 5) for _ in range(2))
-    assert first.mask.shape == (5, 64, 64)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
