@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from .data.images import read_image
 
-HEAT, OUTLINE = 0.6, (0, 255, 255)  # opacity of the heat at most; colour of outlines
+HEAT, OUTLINE, RIM = 0.6, (255, 255, 255), (0, 0, 0)  # opacity of the heat at most; colours of outlines
 
 
 class Region(NamedTuple):
@@ -113,6 +113,7 @@ class Prediction:
     def overlay(self, image=None) -> Image.Image:
         """The image with the map that decides as heat and the outline of `mask`, in the image's size.
 
+        The heat is full at the maximum of the map, or at twice the pixel threshold where that is higher.
         image: whatever `Detector.predict` takes; None = the file at `path`. Raises ValueError without either.
         """
         if image is None and self.path is None:
@@ -120,10 +121,13 @@ class Prediction:
         from matplotlib import colormaps
 
         pixels = read_image(self.path if image is None else image, depth=self.depth).permute(1, 2, 0).numpy()
-        heat = self.map
-        mask = self._above(heat)
+        values = self.map
+        mask = self._above(values)
+        heat = values / (min(1, max(values.max(), 2 * self.pixel_threshold)) or 1)
         strength = HEAT * heat[..., None]
         blended = (1 - strength) * pixels + strength * colormaps["inferno"](heat, bytes=True)[..., :3]
         width = max(1, round(max(self.size) / 500))
-        blended[ndimage.binary_dilation(mask, iterations=width) & ~mask] = OUTLINE
+        line = ndimage.binary_dilation(mask, iterations=width)
+        blended[ndimage.binary_dilation(line, iterations=width) & ~line] = RIM
+        blended[line & ~mask] = OUTLINE
         return Image.fromarray(blended.astype(np.uint8))

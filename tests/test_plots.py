@@ -42,7 +42,6 @@ CASES = [
     ("panels", ({"x": IMAGES, "map": MAPS["fused"]},), [IMAGES[1], MAPS["fused"][0]], ["map", "0.80"]),
     ("examples", (IMAGES, MASKS, MAPS, [*"abc"]), [IMAGES[2], MAPS["normality"][1]], ["fused", "b"]),
     ("examples", (IMAGES[:1], MASKS[2:], {"flat": FLAT}, ["$a_{"]), [FLAT[0]], ["$a_{"]),
-    ("pairs", (IMAGES, 255 - IMAGES, MASKS), [IMAGES[0], 255 - IMAGES[1], MASKS[2]], []),
     ("score_histogram", (*SEPARABLE, 0.7), [[0.7, 0.7]],
      ["good (2)", "threshold 0.7: 0 false alarms, 1 missed"]),
     ("score_histogram", ([0.5], [1]), [], ["defective (1)"]),

@@ -100,11 +100,11 @@ def test_regions_mask_and_outline_by_hand():
     ]
     assert prediction.regions(0.95) == []
     assert prediction.mask(0.65).sum() == 5
-    drawn = np.asarray(prediction.overlay(np.full((6, 8), 255, np.uint8)))
+    drawn = np.asarray(prediction.overlay(np.full((6, 8), 200, np.uint8)))
     outlined = (drawn == OUTLINE).all(2)
     assert outlined[3, 3:7].all()
     assert not (outlined & prediction.mask()).any()
-    assert (drawn[0, 7] == 255).all()  # no heat: the image itself
+    assert (drawn[0, 7] == 200).all()  # no heat: the image itself
     with pytest.raises(ValueError, match="from memory: pass that image"):
         prediction.overlay()
 

@@ -56,7 +56,7 @@ def threshold_table(scores: np.ndarray, labels: np.ndarray, thresholds: dict[str
             "false alarms": np.rint(alarms * (~labels).sum()).astype(int),
             "of good, %": (100 * alarms).round(1),
             "misses": np.rint(misses * labels.sum()).astype(int),
-            "of anomalous, %": (100 * misses).round(1),
+            "of defective, %": (100 * misses).round(1),
         },
         index=list(thresholds),
     )

@@ -1,4 +1,4 @@
-"""Figures of a run: training pairs, losses, maps beside the ground truth, scores, ROC and PRO curves."""
+"""Figures of a run: losses, maps beside the mask, scores, ROC and PRO curves."""
 
 import numpy as np
 import pandas as pd
@@ -7,16 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...metrics import thin_curve
-from ..figures import INK, WIDTH, image_grid, new_figure, styled
-from .panels import (
-    ANOMALOUS,
-    GOOD,
-    OTHERS,
-    TRUTH,
-    check_images,
-    outline,
-    plot_panels,
-)
+from ..figures import INK, WIDTH, new_figure, styled
+from .panels import ANOMALOUS, GOOD, OTHERS, check_images, plot_panels
 
 
 def plot_examples(
@@ -26,7 +18,7 @@ def plot_examples(
     titles: list[str],
     ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """One row per test image: image with the ground truth outlined, ground truth, and each of `maps` by name.
+    """One row per test image: image with the mask outlined, mask, and each of `maps` by name.
 
     All rows of a map share one colour range, that of `ranges` or else from its smallest to its largest value
     here. Raises ValueError for shapes that differ or another number of titles.
@@ -34,25 +26,8 @@ def plot_examples(
     check_images(images, masks=masks, **maps)
     if len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles for {len(images)} images")
-    columns = {"image": images, "ground truth": masks, **maps}
+    columns = {"image": images, "mask": masks, **maps}
     return plot_panels(columns, titles, masks, ranges)
-
-
-@styled
-def plot_pairs(normal: np.ndarray, anomalous: np.ndarray, masks: np.ndarray) -> Figure:
-    """One row per training pair: good image, its damaged copy (the damage outlined), the mask of the damage.
-
-    Raises ValueError for shapes that differ.
-    """
-    check_images(normal, anomalous=anomalous[..., 0], masks=masks)
-    columns = ["good image $x_n$", "damaged copy $x_a$", "mask $M$"]
-    fig, panels, _ = image_grid(normal.shape[:3], columns, width=6.0)
-    for row, (clean, broken, mask) in enumerate(zip(normal, anomalous, masks, strict=True)):
-        panels[row, 0].imshow(clean)
-        panels[row, 1].imshow(broken)
-        outline(panels[row, 1], mask, 0.5, TRUTH)
-        panels[row, 2].imshow(mask, cmap="gray", vmin=0, vmax=1)
-    return fig
 
 
 @styled
@@ -83,27 +58,28 @@ def plot_score_histogram(scores: np.ndarray, labels: np.ndarray, threshold: floa
 
 @styled
 def plot_roc_and_pro(curves: dict[str, dict]) -> Figure:
-    """ROC and PRO curve of every map, side by side; the part of the PRO curve that AUPRO counts is shaded.
+    """ROC and PRO curve of every map, side by side; that of PRO over the false positive rates of AUPRO.
 
     Each entry of `curves` has roc=(fpr, tpr), pro=(fpr, pro), and auroc and aupro as fractions of 1. Curves
-    of more than 2,000 points are thinned.
+    of more than 2,000 points are thinned. Each line is thinner than the one before, so that equal curves
+    show; the vertical axes begin below the curves' steep part.
     """
     fig = new_figure(WIDTH, 3.9)
     left, right = fig.subplots(1, 2)
-    right.axvspan(0, 0.3, color="#000000", alpha=0.07, linewidth=0)
-    right.text(0.29, 0.02, "FPR ≤ 0.3", ha="right", fontsize=10)
     colours = [GOOD, ANOMALOUS, *OTHERS]
-    for i, (name, curve) in enumerate(curves.items()):
-        for ax, kind, area in ((left, "roc", "auroc"), (right, "pro", "aupro")):
+    for ax, kind, area, most in ((left, "roc", "auroc", 1), (right, "pro", "aupro", 0.3)):
+        lowest = [1.0]
+        for i, (name, curve) in enumerate(curves.items()):
             x, y = thin_curve(*curve[kind], 2000)
-            line = {"color": colours[i % len(colours)], "linestyle": ("-", "--", "-.", ":")[i % 4]}
-            ax.plot(x, y, linewidth=1.8, label=f"{name} {100 * curve[area]:.2f}", **line)
-    left.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, zorder=0)
-    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
-    right.set(title="PRO", xlabel="false positive rate", ylabel="per-region overlap")
-    for ax, title in ((left, "AUROC in %"), (right, "AUPRO in %")):
-        ax.set(xlim=(0, 1), ylim=(0, 1.01))
-        ax.legend(loc="lower right", title=title, alignment="left")
+            line = {"color": colours[i % len(colours)], "linewidth": 1.2 + 0.8 * (len(curves) - 1 - i)}
+            ax.plot(x, y, label=f"{name} {100 * curve[area]:.2f}", solid_joinstyle="miter", **line)
+            lowest.append(np.interp(0.1 * most, x, y))
+        bottom = max(0, np.floor(10 * np.nanmin(lowest) - 0.5) / 10)
+        ax.set(xlim=(0, most), ylim=(bottom, 1 + 0.01 * (1 - bottom)), xlabel="false positive rate")
+        title = f"{area.upper()} in %"
+        ax.legend(loc="lower right", title=title, alignment="left", frameon=True, edgecolor="white")
+    left.set(title="ROC", ylabel="true positive rate")
+    right.set(title="PRO", ylabel="per-region overlap")
     return fig
 
 

@@ -9,7 +9,7 @@ from ..figures import INK, WIDTH, image_grid, new_figure, styled
 from ..thresholds import error_rates, expected_cost
 from .panels import ANOMALOUS, DECISION, GOOD, OTHERS, TRUTH, check_images, outline
 
-LEVELS = ((DECISION, "--"), ("#ffb000", "-"), ("#ff6ec7", ":"))  # colour and dash of each threshold
+DASHES = ("--", "-", ":")  # of the thresholds
 
 
 @styled
@@ -87,15 +87,15 @@ def plot_outlines(
     titles: list[str],
     width: float = WIDTH,
 ) -> Figure:
-    """One panel per image (N, H, W, 3): what of its map (N, H, W) lies above each threshold, in the colours
-    of LEVELS, and the ground truth, cyan. Raises ValueError for shapes that differ."""
+    """One panel per image (N, H, W, 3): what of its map (N, H, W) lies above each threshold, white, with
+    its own dash, and the mask, cyan. Raises ValueError for shapes that differ."""
     check_images(images, masks=masks, maps=maps)
     fig, panels, _ = image_grid((1, *images.shape[1:3]), titles, coloured=1, width=width)
     for ax, image, mask, values in zip(panels[0], images, masks, maps, strict=True):
         ax.imshow(image)
-        handles = [outline(ax, mask, 0.5, TRUTH, "ground truth")]
-        for (name, level), (colour, dash) in zip(thresholds.items(), LEVELS, strict=False):
-            handles.append(outline(ax, values, level, colour, f"{name}: {level:.3f}", dash))
+        handles = [outline(ax, mask, 0.5, TRUTH, "true mask")]
+        for (name, level), dash in zip(thresholds.items(), DASHES, strict=False):
+            handles.append(outline(ax, values, level, DECISION, f"{name}: {level:.3f}", dash))
     fig.axes[-1].remove()  # the legend takes the place of the bar
     fig.legend(handles=handles, loc="lower center", ncols=len(handles), facecolor="#d0d0d0", frameon=True)
     return fig
