@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Size, height_width
+from ..config import PlusConfig, Size, height_width
 from ..losses import Features
 from ..teacher import FeatureInfo
-from .config import PlusConfig
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
 IMAGES_PER_COMPONENT = 80  # of the overall appearance: fewer images would be fitted one by one
