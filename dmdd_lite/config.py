@@ -37,6 +37,43 @@ def simplest(height: int, width: int) -> Size:
 
 
 @dataclass(frozen=True)
+class PlusConfig(Options):
+    """DMDD+ on top of DMDD. Raises ValueError for a value outside its range, TypeError for another type."""
+
+    pool: tuple = option(
+        (3, 3, 5),
+        "ours",
+        "cells per side over which features are averaged, per scale, fine to coarse; at most a third of the "
+        "feature map",
+        of=int,
+        choices=(1, 3, 5, 7),
+        length=3,
+    )
+    channels: int = option(
+        100,
+        "field",
+        "maximum number of channels at the finest scale, half as many more at each coarser one; more are "
+        "reduced by a random projection (PaDiM)",
+        low=1,
+    )
+    context: int = option(
+        8,
+        "ours",
+        "maximum number of components of an image's overall appearance, one per 80 training images, on which "
+        "the expected features depend; 0 = the same mean for every image (PaDiM)",
+        low=0,
+        high=64,
+    )
+    weight: float = option(
+        0.2,
+        "ours",
+        "weight of the position maps in the map plus, against DMDD's fused map",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@dataclass(frozen=True)
 class Config(Options):
     """One run of DMDD, and of DMDD+ unless `plus` is None. `Config(iterations=600)` checks every value and
     names the field that is wrong."""
@@ -172,7 +209,7 @@ class Config(Options):
         low=0.0,
         high=0.5,
     )
-    seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0)
+    seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0, high=2**63 - 1)
 
     # score
     smoothing_sigma: float = option(
@@ -183,21 +220,10 @@ class Config(Options):
         high=60.0,
     )
 
-    plus: dict | None = option({}, "ours", "DMDD+: a PlusConfig or its fields; None = DMDD alone")
+    plus: PlusConfig | None = option({}, "ours", "DMDD+: a PlusConfig or its fields; None = DMDD alone")
 
     def __post_init__(self):
-        if self.plus is not None:
-            from .plus.config import PlusConfig
-
-            try:
-                plus = self.plus if isinstance(self.plus, PlusConfig) else PlusConfig.from_dict(self.plus)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"plus: {error}") from error
-            object.__setattr__(self, "plus", None)
-            super().__post_init__()
-            object.__setattr__(self, "plus", plus)
-        else:
-            super().__post_init__()
+        super().__post_init__()
         if any(side % 32 for side in self.size):
             nearest = simplest(*(max(64, round(side / 32) * 32) for side in self.size))
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}; try {nearest}")

@@ -7,8 +7,9 @@ PRO is the mean over all regions of the share of the region that scores at or ab
 Two variants are in use, and their values differ, so always name the one you report:
 
 - `aupro` pools all images: one curve, one false positive rate over all normal pixels, good images included.
-- `aupro_per_image` averages the AUPRO of every anomalous image on its own. RD4AD and URD (published by DMDD's
-  authors for their next paper) report this one, with 200 thresholds per image where ours uses all.
+- aupro_per_image, of `evaluate_maps`, averages the AUPRO of every anomalous image on its own: good images,
+  and maps whose level differs between images, cost nothing. RD4AD and URD (published by DMDD's authors for
+  their next paper) report this one, with 200 thresholds per image where ours uses all.
 
 Maps and masks are arrays (N, H, W), or lists of N arrays (H, W) of any sizes.
 
@@ -27,9 +28,8 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-from .metric_inputs import check_limit, checked_maps, maps_and_masks, scores_and_labels
-
 SLICE = 2**26  # pixels whose normal scores are sorted at once, so that 10,000 images take no more memory
+FPR_LIMIT = 0.3  # up to which the area under the PRO curve is taken, as by Bergmann et al.
 
 
 class PixelTable(NamedTuple):
@@ -42,13 +42,41 @@ class PixelTable(NamedTuple):
     normal: int  # normal pixels in total
 
 
+def check_inputs(values, truth, kind: str = "map", both: bool = True):
+    """The values as they are and the truth as bool: maps and masks, arrays (N, H, W) or lists of N arrays
+    (H, W), or, of the kind "score", scores and labels (N,).
+
+    Raises ValueError for other shapes or none at all, for values that are NaN or infinite, naming the first
+    image with one, and, with `both`, for a truth of one class.
+    """
+    kinds = {"map": ("masks", "pixel", "(N, H, W)", 2), "score": ("labels", "image", "(N,)", 0)}
+    marks, unit, shape, ndim = kinds[kind]
+    if kind == "map" and isinstance(values, list):
+        values, truth = [np.asarray(part) for part in values], [np.asarray(part, bool) for part in truth]
+        shapes, others = [part.shape for part in values], [part.shape for part in truth]
+    else:
+        values, truth = np.asarray(values), np.asarray(truth, bool)
+        shapes, others = values.shape, truth.shape
+    if shapes != others:
+        raise ValueError(f"{kind}s have the shape {shapes}, {marks} {others}")
+    if not len(values) or any(part.ndim != ndim or not part.size for part in values):
+        raise ValueError(f"{kind}s must have the shape {shape} and not be empty, got {shapes}")
+    if bad := [i for i, part in enumerate(values) if not np.isfinite(part).all()]:
+        raise ValueError(f"{kind} {bad[0]} has NaN or infinite values, {len(bad)} of {len(values)} do")
+    if both and not any(part.any() for part in truth):
+        raise ValueError(f"{marks} mark no anomalous {unit}")
+    if both and all(part.all() for part in truth):
+        raise ValueError(f"{marks} leave no normal {unit}")
+    return values, truth
+
+
 def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Probability that an anomalous image scores higher than a good one, ties counted half.
 
     `scores` (N,) finite, `labels` (N,) true where anomalous. Raises ValueError for other shapes, NaN or
     infinite scores, or labels of one class only.
     """
-    scores, labels = scores_and_labels(scores, labels)
+    scores, labels = check_inputs(scores, labels, "score")
     ranks = np.unique(scores, return_inverse=True)[1]  # scikit-learn takes differences, which can overflow
     return float(roc_auc_score(labels, ranks))
 
@@ -59,52 +87,30 @@ def pixel_auroc(maps: np.ndarray, masks: np.ndarray) -> float:
     `maps` (N, H, W) finite, `masks` (N, H, W) true where anomalous. Raises ValueError for other shapes, NaN
     or infinite maps, or masks that leave no anomalous or no normal pixel.
     """
-    return _sklearn_on_table(roc_auc_score, pixel_table(*maps_and_masks(maps, masks)))
+    return _sklearn_on_table(roc_auc_score, pixel_table(*check_inputs(maps, masks)))
 
 
 def pixel_ap(maps: np.ndarray, masks: np.ndarray) -> float:
     """Average precision over the pixels of all images together; takes and raises what `pixel_auroc` does."""
-    return _sklearn_on_table(average_precision_score, pixel_table(*maps_and_masks(maps, masks)))
+    return _sklearn_on_table(average_precision_score, pixel_table(*check_inputs(maps, masks)))
 
 
-def aupro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
-    """Area under the pooled PRO curve up to `fpr_limit`, divided by `fpr_limit`: 1 is perfect.
+def aupro(maps: np.ndarray, masks: np.ndarray) -> float:
+    """Area under the pooled PRO curve up to the false positive rate 0.3, divided by 0.3: 1 is perfect.
 
     Exact: every threshold, ties included, and linear interpolation at the limit, so that only the order of
-    the pixels matters. A constant map gives fpr_limit / 2. Takes and raises what `pixel_auroc` does, and
-    ValueError for a limit outside (0, 1].
+    the pixels matters. A constant map gives 0.15. Takes and raises what `pixel_auroc` does.
     """
-    check_limit(fpr_limit)
-    return _area(*_curve(pixel_table(*maps_and_masks(maps, masks))), fpr_limit)
+    return _area(*pro_curve(maps, masks))
 
 
-def aupro_per_image(maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
-    """Mean over the anomalous images of the AUPRO of each alone, from its own regions and normal pixels.
-
-    Good images play no part and every image has its own thresholds: false positives on good images, and maps
-    whose level differs between images, cost nothing here. An image that its defect fills has no false
-    positive rate and is left out. Raises what `aupro` does, also if that leaves none.
-    """
-    check_limit(fpr_limit)
-    area = _mean_area(*maps_and_masks(maps, masks), fpr_limit)
-    if math.isnan(area):
-        raise ValueError(
-            "every defect fills its image, so that no image has a false positive rate of its own: "
-            "outline the defects in the masks"
-        )
-    return area
-
-
-def pro_curve(
-    maps: np.ndarray, masks: np.ndarray, max_points: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False positive rate and PRO, both (P,) rising from 0 to 1: every vertex of the pooled curve.
 
-    Between two vertices the curve over all thresholds is a straight line. `max_points` thins it for plotting
-    (see `thin_curve`). Takes and raises what `pixel_auroc` does.
+    Between two vertices the curve over all thresholds is a straight line. Takes and raises what `pixel_auroc`
+    does.
     """
-    fpr, pro = _curve(pixel_table(*maps_and_masks(maps, masks)))
-    return (fpr, pro) if max_points is None else thin_curve(fpr, pro, max_points)
+    return _curve(pixel_table(*check_inputs(maps, masks)))
 
 
 def decision_metrics(scores: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
@@ -114,7 +120,7 @@ def decision_metrics(scores: np.ndarray, labels: np.ndarray, threshold: float) -
     Takes and raises what `image_auroc` does, but labels may be of one class: what needs the other is NaN. The
     precision is NaN also where no image scores above.
     """
-    scores, labels = scores_and_labels(scores, labels, both=False)
+    scores, labels = check_inputs(scores, labels, "score", both=False)
     called = scores > threshold
     hits, calls, anomalous, good = (int(n.sum()) for n in (called & labels, called, labels, ~labels))
     return {
@@ -133,7 +139,7 @@ def evaluate_maps(
     threshold: float | None = None,
     outlined: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """All five metrics of one test set, with the FPR limit 0.3, by the names of their functions; with a
+    """All five metrics of one test set: image_auroc, pixel_auroc, pixel_ap, aupro, aupro_per_image; with a
     threshold of the scores also `decision_metrics`, and best_pixel_f1: the highest F1 that any threshold of
     the maps gives to the pixels of all images together.
 
@@ -143,12 +149,12 @@ def evaluate_maps(
     do, and ValueError when there is not one score for each map, or a good image's mask is not empty. (That of
     an anomalous one may be: a thin defect can vanish when resized.)
     """
-    scores, labels = scores_and_labels(scores, labels, both=False)
+    scores, labels = check_inputs(scores, labels, "score", both=False)
     if len(scores) != len(maps):
         raise ValueError(f"{len(scores)} scores for {len(maps)} maps")
     found = {"image_auroc": image_auroc(scores, labels) if labels.any() and not labels.all() else math.nan}
     known = np.flatnonzero(np.ones(len(labels), bool) if outlined is None else outlined)
-    maps, masks = checked_maps(maps, masks)
+    maps, masks = check_inputs(maps, masks, both=False)
     wrong = [i for i, mask in enumerate(masks) if mask.any() and not labels[i]]
     if wrong:
         raise ValueError(f"image {wrong[0]} is labelled good, but its mask marks a defect")
@@ -164,8 +170,8 @@ def evaluate_maps(
     return found | {
         "pixel_auroc": _sklearn_on_table(roc_auc_score, table),
         "pixel_ap": _sklearn_on_table(average_precision_score, table),
-        "aupro": _area(*_curve(table), 0.3),
-        "aupro_per_image": _mean_area(maps, masks, 0.3),
+        "aupro": _area(*_curve(table)),
+        "aupro_per_image": _mean_area(maps, masks),
     }
 
 
@@ -227,7 +233,7 @@ def _curve(table: PixelTable) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(([0.0], fpr, [1.0])), np.concatenate(([0.0], pro, [1.0]))
 
 
-def _area(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
+def _area(fpr: np.ndarray, pro: np.ndarray, limit: float = FPR_LIMIT) -> float:
     """Trapezoid area of a curve up to `limit`, the point at the limit interpolated, divided by `limit`."""
     inside = int(np.searchsorted(fpr, limit, side="right"))
     x = np.append(fpr[:inside], limit)
@@ -235,10 +241,11 @@ def _area(fpr: np.ndarray, pro: np.ndarray, limit: float) -> float:
     return float(auc(x, y) / limit)
 
 
-def _mean_area(maps, masks, limit: float) -> float:
-    """Mean of `_area` over the images, each alone, whose masks have both classes of pixels; NaN if none."""
+def _mean_area(maps, masks) -> float:
+    """aupro_per_image: the mean of the AUPRO of each image alone whose mask has both classes of pixels; NaN
+    if none has."""
     parts = [slice(i, i + 1) for i, mask in enumerate(masks) if mask.any() and not mask.all()]
-    areas = [_area(*_curve(pixel_table(maps[part], masks[part])), limit) for part in parts]
+    areas = [_area(*_curve(pixel_table(maps[part], masks[part]))) for part in parts]
     return float(np.mean(areas)) if areas else math.nan
 
 

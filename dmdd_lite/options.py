@@ -7,7 +7,6 @@ from dataclasses import field
 from typing import Any, get_args
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
-LARGEST = 2**63 - 1  # the largest integer that torch accepts
 
 
 def option(default, label: str, text: str, **checks):
@@ -21,7 +20,8 @@ def option(default, label: str, text: str, **checks):
 
 class Options:
     """A frozen dataclass of `option` fields, checked when it is made: ValueError for a value outside its
-    range, TypeError for one of another type. JSON's lists become tuples, integers floats where due."""
+    range, TypeError for one of another type. JSON's lists become tuples, integers floats where due, dicts the
+    Options of their fields."""
 
     def __post_init__(self):
         for item in dataclasses.fields(self):
@@ -52,6 +52,12 @@ class Options:
 
 
 def _convert(item, value):
+    nested = [kind for kind in get_args(item.type) if issubclass(kind, Options)]
+    if nested and isinstance(value, dict):
+        try:
+            return nested[0].from_dict(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{item.name}: {error}") from error
     if tuple in (item.type, *get_args(item.type)) and isinstance(value, list | tuple):
         return tuple(_typed(f"each part of {item.name}", item.metadata["of"], part) for part in value)
     value = _typed(item.name, item.type, value)
@@ -67,10 +73,7 @@ def _convert(item, value):
 
 def _typed(name: str, kind, value):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError as error:
-            raise ValueError(f"{name} must be finite, got {shown(value)}") from error
+        value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         label = getattr(kind, "__name__", str(kind))
         raise TypeError(f"{name} must be {label}, got {shown(value)} ({type(value).__name__})")
@@ -85,9 +88,8 @@ def _check(item, value):
     for part in value if isinstance(value, tuple) else (value,):
         if low is not None and not part >= low:
             raise ValueError(f"{item.name} must be at least {low}, got {shown(part)}")
-        most = LARGEST if high is None and isinstance(part, int) else high
-        if most is not None and not part <= most:
-            raise ValueError(f"{item.name} must be at most {most}, got {shown(part)}")
+        if high is not None and not part <= high:
+            raise ValueError(f"{item.name} must be at most {high}, got {shown(part)}")
         if isinstance(part, float) and not abs(part) < float("inf"):
             raise ValueError(f"{item.name} must be finite, got {part}")
         if choices and part not in choices:
@@ -111,10 +113,7 @@ def read_value(text: str) -> Any:
 
 def shown(value) -> str:
     """A value as a message names it, in 100 characters at most."""
-    try:
-        text = repr(value)
-    except ValueError:  # of an integer of thousands of digits
-        return f"a very long {type(value).__name__}"
+    text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

@@ -127,12 +127,11 @@ def _write_csv(path: Path, rows: list[dict]):
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from .data.problems import DataError
     from .detector import DetectorError
 
     try:
         return predict_all(options)
-    except (DataError, DetectorError, ValueError, OSError) as error:
+    except (DetectorError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dmdd_lite.config import Config
+from dmdd_lite.config import Config, PlusConfig
 from dmdd_lite.options import LABELS, differences, provenance_table, read_setting
-from dmdd_lite.plus.config import PlusConfig
 
 PROVENANCE = Path(__file__).parent.parent / "docs/provenance.md"
 

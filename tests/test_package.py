@@ -73,7 +73,7 @@ print(*[name for name in sys.modules if name.startswith("dmdd_lite.plus.")])
 def test_dmdd_alone_trains_without_dmdd_plus(root):
     paths = os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "tests")))
     told = python(ALONE, str(root), env=os.environ | {"PYTHONPATH": paths})
-    assert not {"dmdd_lite.plus.fusion", "dmdd_lite.plus.statistics"} & set(told.split())
+    assert "dmdd_lite.plus." not in told
 
 
 SHA256 = "e03e1839ba15de94a22307e1c683edc08ff2a630912ca9c1da04616066a98d83"

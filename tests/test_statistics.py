@@ -5,9 +5,9 @@ import pytest
 import torch
 from builders import tiny_model
 
+from dmdd_lite.config import PlusConfig
 from dmdd_lite.decoder import DecoderStudent
 from dmdd_lite.plus import statistics as position
-from dmdd_lite.plus.config import PlusConfig
 from dmdd_lite.plus.statistics import PositionStatistics
 from dmdd_lite.student import start_at_statistics
 from dmdd_lite.teacher import FeatureInfo, build_teacher

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Size, height_width, simplest
+from ..data.problems import some
 from .adapters import Cut, adapted, choose_cut, given_cut, named_by_timm, scaled, without_chance
-from .weights import WeightsError, listed, load_plain, misfits, read_tensors
+from .weights import WeightsError, load_plain, misfits, read_tensors
 
 IMAGE_SIZE = 256  # for which networks of a fixed input size are built, if nothing else is said
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types in which weights may be stored
@@ -129,7 +130,7 @@ def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
     options = dict(options or {})
     if refused := [key for key in options if key.startswith(REFUSED)]:
         raise ValueError(
-            f"teacher_options may not hold {listed(refused)}: weights come from teacher_weights alone"
+            f"teacher_options may not hold {some(refused)}: weights come from teacher_weights alone"
         )
     if options.get("in_chans", 3) != 3:
         raise ValueError("teacher_options['in_chans'] must be 3: every image is RGB, grey ones repeated")
@@ -208,8 +209,8 @@ def _checked(state: dict[str, Tensor], name: str, path: Path, options: dict | No
     if wrong := misfits(found, {k: t.to(kept.get(k, torch.float32)) for k, t in needed.items()}):
         raise TeacherError(
             f"teacher weights {path} do not belong to {name!r}: of its {len(needed)} tensors {wrong}; others "
-            f"in the file: {listed(state.keys() - used.keys()) or 'none'}. Give the file's own network as "
-            "teacher, or a file saved from this timm model."
+            f"in the file: {some(sorted(state.keys() - used.keys())) or 'none'}. Give the file's own network "
+            "as teacher, or a file saved from this timm model."
         )
     used |= {key: state[key] for key in _strict(name, options) if key in state}
     return {key: tensor.float() for key, tensor in used.items()}

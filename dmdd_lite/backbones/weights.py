@@ -1,7 +1,7 @@
 """Weights from files of any origin: read without running what is in them, compared with what is needed."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-LISTED, LONGEST = 5, 80  # names in a message, and characters of each
+from ..data.problems import some
 
 
 class WeightsError(ValueError):
@@ -30,10 +30,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"cannot be read: {error}") from error
 
 
-def load_plain(path: Path | BinaryIO, place: str | torch.device = "cpu"):
-    """What torch.save wrote, if it is of tensors and plain values only. Raises WeightsError."""
+def load_plain(path: Path | BinaryIO):
+    """What torch.save wrote, on the CPU, if it is of tensors and plain values only. Raises WeightsError."""
     try:
-        return torch.load(path, map_location=place, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):  # of the machine, not of the file
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -51,7 +51,7 @@ def _named_tensors(state) -> dict[str, Tensor]:
         raise WeightsError(f"cannot be read: no named tensors, but a {type(state).__name__}")
     strange = [name for name, value in state.items() if not _is_plain(value)]
     if strange:
-        raise WeightsError(f"cannot be read: {listed(strange)} are no plain tensors")
+        raise WeightsError(f"cannot be read: {some(strange)} are no plain tensors")
     return dict(state)
 
 
@@ -71,8 +71,8 @@ def misfits(found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> str:
         "are of another type": set(shaped) - set(typed),
         "hold NaN or infinity": {name for name in typed if not found[name].isfinite().all()},
     }
-    told = [f"{len(names)} tensors {what} ({listed(names)})" for what, names in problems.items() if names]
-    return "; ".join(told)
+    told = {what: sorted(names) for what, names in problems.items() if names}
+    return "; ".join(f"{len(names)} tensors {what} ({some(names)})" for what, names in told.items())
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -84,10 +84,3 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first of many names, each cut to a length that one can read."""
-    names = sorted(names)
-    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names[:LISTED]]
-    return ", ".join([*shown, f"{len(names) - LISTED} more"] if len(names) > LISTED else shown)

@@ -6,7 +6,7 @@ Decisions follow `Detector`: an image is anomalous if its score is *above* the t
 import numpy as np
 import pandas as pd
 
-from ..metric_inputs import checked_maps, scores_and_labels
+from ..metrics import check_inputs
 
 
 def error_rates(
@@ -18,7 +18,7 @@ def error_rates(
     Raises ValueError unless both kinds of image are there, or for scores that are NaN or infinite.
     """
     try:
-        scores, labels = scores_and_labels(scores, labels)
+        scores, labels = check_inputs(scores, labels, "score")
     except ValueError as error:
         raise ValueError(f"error rates need good and anomalous images with scores: {error}") from error
     good, anomalous = np.sort(scores[~labels]), np.sort(scores[labels])
@@ -68,7 +68,7 @@ def outline_quality(maps: np.ndarray, masks: np.ndarray, thresholds: dict[str, f
     on which anything is outlined; in percent.
 
     maps float and masks bool (N, H, W), a mask empty for a good image; precision is NaN with no pixel above,
-    and the last column without good images. Raises ValueError as `metrics.checked_maps` does, and for masks
+    and the last column without good images. Raises ValueError as `metrics.check_inputs` does, and for masks
     without a pixel.
     """
     maps, masks = _outlined(maps, masks)
@@ -92,7 +92,7 @@ def best_outline(maps: np.ndarray, masks: np.ndarray) -> float:
     """The threshold above which the pixels of maps (N, H, W) overlap most with bool masks (intersection over
     union, all pixels pooled), halfway to the next lower value, or that value if no number lies between.
 
-    Raises ValueError as `metrics.checked_maps` does, and for masks without a pixel.
+    Raises ValueError as `metrics.check_inputs` does, and for masks without a pixel.
     """
     maps, masks = _outlined(maps, masks)
     values, row = np.unique(maps.reshape(-1), return_inverse=True)  # a threshold cannot part equal values
@@ -114,7 +114,7 @@ def _floats(maps: np.ndarray) -> np.dtype:
 
 
 def _outlined(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    maps, masks = checked_maps(maps, masks)
+    maps, masks = check_inputs(maps, masks, both=False)
     if not masks.any():
         raise ValueError("no anomalous pixel in the masks: there is nothing to outline")
     return maps, masks

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from ..metric_inputs import checked_maps
+from ..metrics import check_inputs
 
 SQUARE = np.ones((3, 3), bool)
 
@@ -54,7 +54,7 @@ def zone_recall(maps: np.ndarray, zones: Zones, fpr: float = 0.01) -> dict[str, 
     """
     if not 0 < fpr < 1:
         raise ValueError(f"fpr must be within 0..1, got {fpr}")
-    maps, _ = checked_maps(maps, zones.background)
+    maps, _ = check_inputs(maps, zones.background, both=False)
     if not zones.background.any():
         raise ValueError("the zones leave no background: the masks fill their images, or width is too large")
     threshold = np.quantile(maps[zones.background], 1 - fpr)

@@ -21,14 +21,13 @@ from .trees import category_folder, match_masks, train_images, unmasked
 TEST_SHARE = 0.2  # of good images that are held out to test on where no others are given
 
 
-def open_train(root: str | Path, name: str, check_files: bool = True) -> tuple[Path, ...]:
-    """The images to train on, in the layout of MVTec AD; the test split is not even listed.
+def open_train(root: str | Path, name: str) -> tuple[Path, ...]:
+    """The images to train on, in the layout of MVTec AD, all decoded; the test split is not even listed.
 
-    With `check_files` every image is decoded. Warns of files that are ignored and of constant images. Raises
-    one DataError that lists all problems."""
+    Warns of files that are ignored and of constant images. Raises one DataError that lists all problems."""
     folder, problems, told = category_folder(Path(root), name), [], []
     train = train_images(folder, problems, told)
-    _finish(folder, problems, told, train, [], check_files, "auto")
+    _finish(folder, problems, told, train, [], True, "auto")
     return tuple(train)
 
 

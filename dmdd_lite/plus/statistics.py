@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import Size, height_width
+from ..config import PlusConfig, Size, height_width
 from ..losses import Features
 from ..teacher import FeatureInfo
-from .config import PlusConfig
 
 SHRINKAGE = 0.03  # of the mean variance, added to every variance: few images leave some directions unseen
 IMAGES_PER_COMPONENT = 80  # of the overall appearance: fewer images would be fitted one by one
@@ -145,7 +144,7 @@ class PositionStatistics(nn.Module):
         self._unpack(k)
 
     @torch.no_grad()
-    def arithmetic_noise(self, teacher: nn.Module, images: Tensor, batch: int = 8) -> Features:
+    def arithmetic_noise(self, teacher: nn.Module, images: Tensor) -> Features:
         """Mean squares (R_k, H_k, W_k) of the change of the described features when convolutions run in bf16
         instead of float32, of images uint8 (N, 3, H, W). [ours]
 
@@ -155,11 +154,11 @@ class PositionStatistics(nn.Module):
         """
         images = images[:: -(-len(images) // NOISE_IMAGES)]
         total = None
-        for part in images.split(batch):
+        for part in images.split(8):
             values = []
             for low in (False, True):
                 with torch.autocast(self.used.device.type, torch.bfloat16, enabled=low):
-                    features = next(teacher.stream(part, batch))
+                    features = next(teacher.stream(part, 8))
                 values.append(self.describe(features).values)
             squares = [(a - b).square().sum(0) for a, b in zip(*values, strict=True)]
             total = squares if total is None else [t + s for t, s in zip(total, squares, strict=True)]
