@@ -17,7 +17,7 @@ from .backbones.weights import WeightsError, misfits, read_tensors
 from .config import Config
 from .data.fingerprints import sha256
 from .data.folders import open_folder
-from .data.images import read_image, unit_range
+from .data.images import read_clipped, read_image, unit_range, warn_clipped
 from .data.problems import DataError
 from .facts import Facts
 from .model import DMDD, build_model, full_size_maps, image_scores
@@ -176,16 +176,19 @@ class Detector:
 
     def _stream(self, images: Sequence, batch_size: int, skipped: list[str] | None, predict):
         for start in range(0, len(images), batch_size):
-            found = []
+            found, clipped = [], []
             for number, source in enumerate(images[start : start + batch_size], start + 1):
                 try:
-                    image = _read(source, number, len(images), self.depth)
+                    image, high = _read(source, number, len(images), self.depth)
                 except DataError as error:
                     if skipped is None:
                         raise
                     skipped.append(str(error))
                     continue
                 found.append((source, image))
+                clipped += [source] if high else []
+            if clipped:
+                warn_clipped(clipped, self.depth)
             if not found:
                 continue
             for (source, image), maps in zip(found, predict([image for _, image in found]), strict=True):
@@ -263,10 +266,10 @@ def _build(config: Config, teacher) -> Detector:
     return Detector(build_model(config, teacher), plus)
 
 
-def _read(source, place: int, count: int, depth: int) -> Tensor:
-    """`read_image`; an error names the position of an image that has no path, if there are several."""
+def _read(source, place: int, count: int, depth: int) -> tuple[Tensor, bool]:
+    """`read_clipped`; an error names the position of an image that has no path, if there are several."""
     try:
-        return read_image(source, None, depth)
+        return read_clipped(source, None, depth)
     except ValueError as error:
         if count == 1 or isinstance(source, str | Path):
             raise

@@ -86,10 +86,16 @@ def _scans(path: str | Path) -> int:
 def _remedy(error: Exception) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"too large ({error}); shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    if reason := getattr(error, "strerror", None):  # of the operating system
-        return f"cannot be read ({reason}); check the path and its permissions"
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = f"not a {READABLE}" if unknown else str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return "too large for the memory that is free; shrink it"
+    if isinstance(error, FileNotFoundError):
+        if os.path.islink(error.filename):
+            return "a link to a file that is not there; restore that file or remove the link"
+        return "no such file; check the path"
+    if isinstance(error, PermissionError):
+        return "may not be read; check its permissions"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = f"not a {READABLE}" if isinstance(error, UnidentifiedImageError) else reason
     return f"unreadable image ({reason}); replace or remove it"
 
 

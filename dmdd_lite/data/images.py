@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as tvf
 from ..config import Size, height_width
 from ..utils import Progress
 from .files import checked, highest_integer, read_values
-from .problems import DataWarning
+from .problems import DataWarning, counted, some
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras store in integers of 16
 
@@ -36,21 +36,38 @@ def read_image(
     """uint8 (3, H, W), after an antialiased bilinear resize if `size` is given.
 
     Arrays: integers, or floating point in [0, 1], shaped (H, W), (H, W, 3) or (H, W, 4). depth: bits of
-    integers other than uint8; values above are clipped, with a DataWarning naming the file.
+    integers other than uint8; values above are clipped, with a DataWarning.
     Raises DataError naming an unreadable file, ValueError for any other array.
     """
+    image, clipped = read_clipped(source, size, depth)
+    if clipped:
+        warn_clipped([source], depth)
+    return image
+
+
+def read_clipped(source, size: Size | None = None, depth: int = 16) -> tuple[torch.Tensor, bool]:
+    """`read_image`, and whether values were clipped, which this does not warn of."""
     if not isinstance(source, (str, Path, Image.Image, np.ndarray)):
         raise ValueError(f"expected a path, a PIL image or a NumPy array, not {type(source).__name__}")
     values = checked(np.asarray(source)) if isinstance(source, np.ndarray) else read_values(source)
-    name = source if isinstance(source, str | Path) else "an image from memory"
-    pixels = _to_uint8(values, depth, name)
+    pixels, clipped = _to_uint8(values, depth)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     pixels = np.array(pixels[:, :, :3], order="C")  # torch's resize crashes at one column of other strides
     image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
     if size is not None:
         image = tvf.resize(image, list(height_width(size)), antialias=True)
-    return image.as_subclass(torch.Tensor).contiguous()
+    return image.as_subclass(torch.Tensor).contiguous(), clipped
+
+
+def warn_clipped(sources: Sequence, depth: int):
+    names = [str(s) if isinstance(s, str | Path) else "an image from memory" for s in sources]
+    warnings.warn(
+        f"{counted(names, 'image')} with values above {2**depth - 1}, the largest of {depth} bits, that "
+        f"were clipped: {some(names)}; no training image has more bits, so save all images alike",
+        DataWarning,
+        stacklevel=3,
+    )
 
 
 def bit_depth(paths: Sequence[str | Path]) -> int:
@@ -68,9 +85,12 @@ def load_images(
 ) -> torch.Tensor:
     """uint8 (N, 3, H, W) of this size in the order of `paths`; `progress` names the bar, None silences it;
     depth as in `read_image`."""
-    images = torch.zeros((len(paths), 3, *height_width(size)), dtype=torch.uint8)
-    for index, image in enumerate(in_threads(lambda p: read_image(p, size, depth), paths, progress)):
-        images[index] = image
+    images, clipped = torch.zeros((len(paths), 3, *height_width(size)), dtype=torch.uint8), []
+    for index, found in enumerate(in_threads(lambda p: read_clipped(p, size, depth), paths, progress)):
+        images[index] = found[0]
+        clipped += [paths[index]] if found[1] else []
+    if clipped:
+        warn_clipped(clipped, depth)
     return images
 
 
@@ -95,15 +115,11 @@ def unit_range(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def _to_uint8(values: np.ndarray, depth: int, name: str | Path) -> np.ndarray:
-    """uint8 of the same shape. Warns if values are clipped."""
+def _to_uint8(values: np.ndarray, depth: int) -> tuple[np.ndarray, bool]:
+    """uint8 of the same shape, and whether values were clipped."""
     if values.dtype == np.uint8:
-        return values
+        return values, False
     if values.dtype.kind == "f":
-        return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
-    if values.max() >= 2**depth:
-        told = f"{name}: values above {2**depth - 1}, the largest of {depth} bits, were clipped"
-        remedy = "no training image has more bits, so save all images alike"
-        warnings.warn(f"{told}; {remedy}", DataWarning, stacklevel=3)
+        return np.rint(values.astype(np.float32) * 255).astype(np.uint8), False
     upper = values >> (depth - 8)  # exact for 8 bits that were shifted and for those that were multiplied
-    return upper.clip(max=255).astype(np.uint8)
+    return upper.clip(max=255).astype(np.uint8), bool(values.max() >= 2**depth)

@@ -20,7 +20,7 @@ from dmdd_lite.data.images import read_image
 from dmdd_lite.data.problems import DataError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
-REMEDY = "replace or remove it|shrink it|check the path"
+REMEDY = "replace or remove it|shrink it|check the path|check its permissions|remove the link"
 
 
 PICTURES = {
