@@ -58,25 +58,25 @@ def work(options: argparse.Namespace):
 
 
 def table(evaluation) -> str:
-    """Metrics and decisions of every map, in percent."""
+    """Metrics and decisions of every map that the test images define, in percent."""
     import pandas as pd
 
     found = {name: metrics | evaluation.decisions[name] for name, metrics in evaluation.metrics.items()}
-    shown = (100 * pd.DataFrame(found)).map(lambda value: "-" if pd.isna(value) else f"{value:.1f}")
+    shown = (100 * pd.DataFrame(found).dropna(how="all")).map(
+        lambda value: "-" if pd.isna(value) else f"{value:.1f}"
+    )
     return f"percent, of {len(evaluation.labels)} test images:\n{shown.to_markdown(disable_numparse=True)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    import warnings
-
     from .backbones.networks import TeacherError
     from .checkpoints import TrainingError
+    from .data.problems import plain_warnings
     from .detector import DetectorError
 
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        with plain_warnings():
             work(options)
     except (TeacherError, TrainingError, DetectorError, ValueError, TypeError, OSError) as error:
         print(error, file=sys.stderr)

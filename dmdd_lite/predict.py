@@ -127,10 +127,12 @@ def _write_csv(path: Path, rows: list[dict]):
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    from .data.problems import plain_warnings
     from .detector import DetectorError
 
     try:
-        return predict_all(options)
+        with plain_warnings():
+            return predict_all(options)
     except (DetectorError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -134,6 +134,7 @@ def test_the_command_trains_and_judges(places, tmp_path, capsys, monkeypatch):
     assert "loaded, trained before" in told
     assert "2 test images" in told
     assert "false_alarm_rate" in told
+    assert "aupro" not in told  # without defective images it is undefined
     config = tiny_config(iterations=4, image_size=(64, 96))
     detector = train(config, good=places["good"], output_dir=tmp_path / "out").detector
     with pytest.warns(DataWarning, match="are not those of the detector, which may have seen test images"):

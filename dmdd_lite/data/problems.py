@@ -1,5 +1,6 @@
 """What is wrong with data: errors that end the work, and warnings that go into the result file."""
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,3 +54,11 @@ def some(names: Sequence, most: int = 5) -> str:
     """The first of many names."""
     shown = [str(name) for name in names[:most]]
     return ", ".join([*shown, f"{len(names) - most} more"] if len(names) > most else shown)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within the block, a warning is one line on stderr, without the code that raised it: for commands."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        yield
