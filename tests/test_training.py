@@ -138,7 +138,7 @@ def test_nan_stops_with_a_remedy_and_keeps_the_checkpoint(root, tmp_path, monkey
 
 @pytest.mark.parametrize("changes, category, device, message", [
     ({}, "cat", "cpu", "no category named 'cat'.*lever"), ({}, "lever", "cuda:77", "'cuda:77' is not usable"),
-    ({"teacher_weights": "nowhere.pth"}, "lever", "cpu", "nowhere.pth do not exist"),
+    ({"teacher_weights": "nowhere.pth"}, "lever", "cpu", "nowhere.pth cannot be read: there is no such"),
     ({"teacher": "no_such_net"}, "lever", "cpu", "timm has no model"),
 ])  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_written(root, tmp_path, changes, category, device, message):
