@@ -1,6 +1,5 @@
 """A trained detector: load, predict, save. DMDD decides alone, or DMDD+ where it was fitted."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -75,18 +74,15 @@ class Detector:
         """With the thresholds of held-out good images, uint8 (N, 3, H, W): the maximum of their image scores,
         which a further good image exceeds about once in N + 1 times, and the 99.9 % quantile of their pixels.
         [ours] facts: depth and made_from."""
-        detector = cls(model, plus)
+        detector = cls(model, plus, facts)
         found = [detector.maps(batch)[:2] for batch in good.split(8)]
         image, pixel = {}, {}
         for name in map_names(model.config):
             image[name] = torch.cat([scores[name] for _, scores in found]).double().max().item()
             pixels = torch.cat([maps[name].flatten() for maps, _ in found]).numpy()
             pixel[name] = float(np.quantile(pixels, PIXEL_QUANTILE))
-        return cls(
-            model,
-            plus,
-            dataclasses.replace(facts, thresholds=image, pixel_thresholds=pixel, held_out=len(good)),
-        )
+        detector.thresholds, detector.pixel_thresholds, detector.held_out = image, pixel, len(good)
+        return detector
 
     @torch.inference_mode()
     def output(self, images: Tensor):
