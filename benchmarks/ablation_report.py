@@ -12,6 +12,7 @@ from dmdd_lite.course.figures import save_figure
 from dmdd_lite.course.plots.ablation import plot_row_differences
 from dmdd_lite.evaluation import METRICS
 from dmdd_lite.options import differences
+from dmdd_lite.tables import cell
 from dmdd_lite.utils import write_atomically
 
 ZONES = ("centre", "edge", "rim")
@@ -61,11 +62,7 @@ def collect(folder: str | Path) -> pd.DataFrame:
 
 def mean_and_std(values: pd.Series, digits: int = 2) -> str:
     """'98.70 ± 0.12', the standard deviation only of more than one seed; '-' of none."""
-    values = values.dropna()
-    if values.empty:
-        return "-"
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+    return cell(values.mean(), values.std(), digits)
 
 
 def quality_table(results: pd.DataFrame, data: str, of: str = "fused") -> pd.DataFrame:

@@ -45,14 +45,7 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             raise TrainingError(told) from error
         if problem := writing_problem(folder):  # a full disk still takes an empty lock file
             raise TrainingError(f"{problem}; free disk space or use another output folder")
-        for left in _half_written(folder):
-            left.unlink(missing_ok=True)
         yield
-
-
-def _half_written(folder: Path) -> list[Path]:
-    """Files that a killed process was writing, see `utils.write_atomically`."""
-    return [*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")]
 
 
 def _remove_empty(folder: Path):
@@ -95,7 +88,7 @@ def read_checkpoint(path: Path, config: Config, made_from: Fingerprint) -> dict 
     with _usable(path):
         state = load_plain(path)
         if state.get("format") != FORMAT:
-            raise TrainingError("the checkpoint is of another version of dmdd-lite, train again")
+            raise TrainingError("it is of another version of dmdd-lite")
         check_same(Config.from_dict(state["config"]), config, state["made_from"], made_from)
         return state
 
@@ -115,9 +108,7 @@ def _usable(path: Path) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):  # of the machine, not of the file
         raise
     except Exception as error:
-        raise TrainingError(
-            f"{path} is not a usable checkpoint ({error}); delete it to start again"
-        ) from error
+        raise TrainingError(f"{path} is not usable ({error!r}); delete it to start again") from error
 
 
 def save_finished(folder: Path, detector: Detector, trainer):
@@ -141,24 +132,20 @@ def load_finished(folder: Path, config: Config, made_from: Fingerprint, device):
     Raises TrainingError if it is of another configuration, other files or another teacher, or its record is
     broken or not its detector's; DetectorError if its detector is broken.
     """
-    if not (folder / RECORD).exists():
-        return None
     path = folder / RECORD
-    try:
+    if not path.exists():
+        return None
+    with _usable(path):
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise TrainingError(f"{folder} was trained by another version of dmdd-lite; delete it")
+            raise TrainingError("it is of another version of dmdd-lite")
         before, seconds = record["made_from"], float(record["seconds"])
         known = digests(before)
         history = [[math.nan if value is None else value for value in row] for row in record["history"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(f"{path} is not a training's record ({error!r}); delete {folder}") from error
     detector = Detector.load(folder / DETECTOR, device)
-    if detector.made_from != known:
-        raise TrainingError(f"{path} and {folder / DETECTOR} are of different trainings; delete {folder}")
-    try:
+    with _usable(path):
+        if detector.made_from != known:
+            raise TrainingError(f"it is not of the training of {folder / DETECTOR}")
         check_same(detector.config, config, before, made_from)
-    except TrainingError as error:
-        raise TrainingError(f"{folder}: {error}; delete it or use another output folder") from error
     (folder / CHECKPOINT).unlink(missing_ok=True)  # left by a run that was killed when all else was done
     return detector, history, seconds

@@ -1,11 +1,9 @@
 """A trained detector: load, predict, save. DMDD decides alone, or DMDD+ where it was fitted."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -76,18 +74,15 @@ class Detector:
         """With the thresholds of held-out good images, uint8 (N, 3, H, W): the maximum of their image scores,
         which a further good image exceeds about once in N + 1 times, and the 99.9 % quantile of their pixels.
         [ours] facts: depth and made_from."""
-        detector = cls(model, plus)
+        detector = cls(model, plus, facts)
         found = [detector.maps(batch)[:2] for batch in good.split(8)]
         image, pixel = {}, {}
         for name in map_names(model.config):
             image[name] = torch.cat([scores[name] for _, scores in found]).double().max().item()
             pixels = torch.cat([maps[name].flatten() for maps, _ in found]).numpy()
             pixel[name] = float(np.quantile(pixels, PIXEL_QUANTILE))
-        return cls(
-            model,
-            plus,
-            dataclasses.replace(facts, thresholds=image, pixel_thresholds=pixel, held_out=len(good)),
-        )
+        detector.thresholds, detector.pixel_thresholds, detector.held_out = image, pixel, len(good)
+        return detector
 
     @torch.inference_mode()
     def output(self, images: Tensor):
@@ -101,21 +96,13 @@ class Detector:
         output = self.model.of_features(images, features)
         return output, None if self.plus is None else self.plus(output.fused, features)
 
+    @torch.inference_mode()
     def maps(self, images: Tensor):
         """Images uint8 (B, 3, *config.size) -> smoothed maps (B, *config.size) and image scores (B,), by name
         on the CPU, and the networks' own outputs, as of `output`."""
-        *found, outputs = self.device_maps(images)
+        *found, outputs = self._scored(self.output(images))
         maps, scores = ({name: values.cpu() for name, values in part.items()} for part in found)
         return maps, scores, outputs
-
-    @torch.inference_mode()
-    def device_maps(self, images: Tensor):
-        """What `maps` returns, all of it on the model's device, which may still be computing it."""
-        return self._scored(self.output(images))
-
-    def maps_of(self, images: Tensor):
-        """What `device_maps` returns, of images in [0, 1], float32 (B, 3, H, W): for `export`."""
-        return self._scored(self._output(images))
 
     def _scored(self, outputs):
         output, plus = outputs
@@ -157,13 +144,14 @@ class Detector:
         `predict`, at the image's turn; TypeError unless images is a list, a tuple or an array."""
         if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
             raise TypeError(f"stream takes a list of images, not {type(images).__name__}; see predict")
-        if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if tile is None:
             return self._stream(images, batch_size, skipped, self._whole_maps)
-        from .tiling import check_tiles, tiled_maps
+        if not 0 <= overlap < tile:
+            raise ValueError(f"overlap must be from 0 to below tile, got overlap={overlap}, tile={tile}")
+        from .tiling import tiled_maps
 
-        check_tiles(tile, overlap)
         predict = partial(tiled_maps, self, tile=tile, overlap=overlap, batch_size=batch_size)
         return self._stream(images, 1, skipped, lambda found: [predict(image) for image in found])
 

@@ -1,6 +1,5 @@
 """From a detector and a test split to numbers, the result file, and tables."""
 
-import gc
 import time
 from dataclasses import dataclass, field
 
@@ -119,10 +118,6 @@ def _predict(detector: Detector, images: Tensor, batch_size: int | None, progres
                 scores[name].append(found[1][name])
             bar.update(min(start + batch_size, len(images)))
     seconds = time.perf_counter() - began
-    detector.model.zero_grad(set_to_none=True)  # of the last training step
-    if gpu:
-        gc.collect()
-        torch.cuda.empty_cache()
     maps, scores = ({n: torch.cat(v).numpy() for n, v in found.items()} for found in (maps, scores))
     return maps, scores, seconds
 

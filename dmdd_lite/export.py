@@ -40,7 +40,8 @@ class Exported(nn.Module):
         self.detector, self.name = [detector], decisive_map(detector.config)  # a list: no module, no weights
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        maps, scores, _ = self.detector[0].maps_of(images.permute(0, 3, 1, 2).float() / 255)
+        detector = self.detector[0]
+        maps, scores, _ = detector._scored(detector._output(images.permute(0, 3, 1, 2).float() / 255))
         return scores[self.name], maps[self.name]
 
 

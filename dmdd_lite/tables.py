@@ -144,11 +144,11 @@ def results_table(results: pd.DataFrame, of: str = "fused") -> pd.DataFrame:
     return table
 
 
-def cell(mean: float, std: float = np.nan) -> str:
-    """Of a table: mean ± std with two digits, without std where that is NaN, "-" for NaN."""
+def cell(mean: float, std: float = np.nan, digits: int = 2) -> str:
+    """Of a table: mean ± std with so many digits, without std where that is NaN, "-" for NaN."""
     if np.isnan(mean):
         return "-"
-    return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+    return f"{mean:.{digits}f}" if np.isnan(std) else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def compare_with_paper(results: pd.DataFrame) -> pd.DataFrame:

@@ -14,14 +14,10 @@ from torch import Tensor
 from .data.images import read_image
 
 
-def tiled_maps(
-    detector, image: Tensor, tile: int = 256, overlap: int = 64, batch_size: int = 8
-) -> dict[str, Tensor]:
+def tiled_maps(detector, image: Tensor, tile: int, overlap: int, batch_size: int) -> dict[str, Tensor]:
     """Maps (H, W) by name of an image, uint8 (3, H, W) of any size, from tiles in the proportions of the
     network's input, `tile` pixels along the shorter side, whose neighbours share `overlap` pixels or more;
-    there the maps are blended linearly. An image smaller than a tile is continued by reflection.
-    Raises ValueError as `check_tiles`."""
-    check_tiles(tile, overlap)
+    there the maps are blended linearly. An image smaller than a tile is continued by reflection."""
     height, width = image.shape[1:]
     size = detector.config.size
     rows, columns = (round(tile * side / min(size)) for side in size)
@@ -41,12 +37,6 @@ def tiled_maps(
         for place in places:
             weights[place] += window
     return {name: (total / weights)[:height, :width] for name, total in sums.items()}
-
-
-def check_tiles(tile: int, overlap: int):
-    """Raises ValueError unless 0 <= overlap < tile."""
-    if not 0 <= overlap < tile:
-        raise ValueError(f"overlap must be from 0 to below tile, got overlap={overlap}, tile={tile}")
 
 
 def edge_ramp(tile: int, overlap: int) -> Tensor:

@@ -78,14 +78,11 @@ class Trainer:
         self.teacher, self.student = model.teacher, model.student
         if config.compile:
             self.teacher, self.student = torch.compile(model.teacher), torch.compile(model.student)
+        self.made_from = made_from(data, model.teacher)
         self.known = TrainingFeatures(config, model.teacher, data.images)
         start_at_statistics(model.student, lambda: self.known)
         self.iteration, self.seconds = 0, 0.0
         self.history: list[list[float]] = []
-
-    @property
-    def made_from(self) -> Fingerprint:
-        return made_from(self.data, self.model.teacher)
 
     @property
     def stage(self) -> str:

@@ -51,7 +51,7 @@ CASES = [
     ("row_differences", (ROWS, {"aupro": "AUPRO"}, "full"), [[-2, 2], [0], [-1]], ["full", "other", "b"]),
     ("arrows", ({"a": FIELD, "b": -FIELD}, np.eye(3, 4), (1, 2)), [-FIELD[..., 0].ravel(), np.eye(3, 4)],
      ["b"]),
-    ("msn", (("channel", "self"), "attention"), [], ["six maps\n$d_1 \\ldots d_6$"]),
+    ("msn", (("channel", "self"),), [], ["six maps\n$d_1 \\ldots d_6$"]),
     ("weights", (IMAGES, WEIGHTS, ["a", "b"], [*"xyz"], MASKS), [WEIGHTS[2, 1]], ["a", "z"]),
     ("weights", (IMAGES[:1], np.ones((1, 1, 8, 9)), ["a"], ["x"], MASKS[:1]), [np.ones((8, 9))], []),
     ("dilations", (FLAT[0], (9, 9), (1, 4), "N /8"), [FLAT[0]], ["dilation 4", "N /8"]),
@@ -120,7 +120,6 @@ def test_ground_truth_is_outlined_where_it_is():
         ("examples", (IMAGES, MASKS, MAPS, ["a", "b"]), "2 titles for 3 images"),
         ("panels", ({"a": IMAGES, "b": FLAT},), "'b' has 1 rows, the first 3"),
         ("score_histogram", (np.zeros(3), np.zeros(2, bool)), "labels"),
-        ("msn", ((), "student"), "unknown part student"),
         ("strengths", ({"real": {"hole": np.array([])}}, 1.0), "no distances"),
         ("threshold_choice", (np.ones(2), np.ones(2, bool), {}, 0.1, (1,)), "good and anomalous"),
     ],
@@ -137,10 +136,11 @@ def noisy_figure():
     return fig
 
 
-def test_save_figure_lowers_its_quality_until_it_fits(tmp_path):
+def test_save_figure_lowers_its_quality_until_it_fits(tmp_path, monkeypatch):
     fig = noisy_figure()
-    large = figures.save_figure(fig, tmp_path / "deep" / "large.png", max_kb=2000)
-    small = figures.save_figure(fig, tmp_path / "small.png", max_kb=20)
+    large = figures.save_figure(fig, tmp_path / "deep" / "large.png")
+    monkeypatch.setattr(figures, "LIMIT", 20_000)
+    small = figures.save_figure(fig, tmp_path / "small.png")
     assert large.stat().st_size > 20_000 >= small.stat().st_size
     assert Image.open(large).mode == "RGB"
     assert Image.open(small).convert("RGB").getpixel((1, 1)) == (255, 255, 255)

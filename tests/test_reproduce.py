@@ -53,7 +53,7 @@ def test_all_that_is_missing_in_one_message(nuts, tmp_path, capsys):
     wrong = ["--textures", str(tmp_path / "none"), "--teacher-weights", "none.pth", "--device", "cuda:99"]
     told = ["hole/000_mask.png: a mask of 9 x 16 pixels does not fit", "bolt/train/good/001.png"]
     told += ["no category named 'screw'", f"{tmp_path / 'none'}: no such folder"]
-    told += ["teacher weights none.pth do not exist", "device 'cuda:99' is not usable"]
+    told += ["teacher weights none.pth cannot be read", "device 'cuda:99' is not usable"]
     words = arguments(nuts, tmp_path / "out", *wrong, categories=("nut", "bolt", "screw"))
     assert_refused(told, capsys, tmp_path, words)
 

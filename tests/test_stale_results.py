@@ -99,7 +99,7 @@ def test_a_detector_of_other_images_beside_the_record_is_refused(made, tmp_path)
     with put(made / GOOD / "002.png", inverted(made / GOOD / "002.png")):
         call(made, tmp_path / "other")
     shutil.copytree(tmp_path / "other/detector", tmp_path / "run/detector", dirs_exist_ok=True)
-    with pytest.raises(TrainingError, match=r"training\.json and .*detector are of different trainings"):
+    with pytest.raises(TrainingError, match=r"training\.json: it is not of the training of .*detector"):
         call(made, tmp_path / "run")
 
 

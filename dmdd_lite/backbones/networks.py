@@ -132,8 +132,6 @@ def resolve_teacher(name: str, options: dict | None = None) -> tuple[str, dict]:
         raise ValueError(
             f"teacher_options may not hold {some(refused)}: weights come from teacher_weights alone"
         )
-    if options.get("in_chans", 3) != 3:
-        raise ValueError("teacher_options['in_chans'] must be 3: every image is RGB, grey ones repeated")
     if name not in PACKAGED:
         return name, options
     source = PACKAGED[name]
@@ -146,12 +144,10 @@ def read_weights(name: str, path: str | Path, options: dict | None = None) -> di
     Raises TeacherError if the file is missing, unreadable, or of another network (the keys are named).
     """
     path = Path(path)
-    if not path.is_file():
-        raise TeacherError(f"teacher weights {path} do not exist; give a .safetensors or .pth file")
     try:
         state = read_tensors(path)
     except WeightsError as error:
-        raise TeacherError(f"teacher weights {path} {error}") from error
+        raise TeacherError(f"teacher weights {path} {error}; give a .safetensors or .pth file") from error
     return _checked(state, name, path, options)
 
 

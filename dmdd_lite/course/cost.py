@@ -137,9 +137,9 @@ def _counted(function: Callable) -> tuple:
 
 
 @torch.no_grad()
-def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5, precision: str = "auto") -> float:
+def convolution_rate(device: torch.device | str = "cpu", precision: str = "auto") -> float:
     """Operations a second that this device reaches on a 3 x 3 convolution, its operands already in the
-    precision of training: the median of several timings. A GPU gets a larger convolution, several times in a
+    precision of training: the median of five timings. A GPU gets a larger convolution, several times in a
     row, so that neither launching nor waiting counts."""
     device = torch.device(device)
     batch, channels, calls = (64, 256, 10) if device.type == "cuda" else (8, 128, 1)
@@ -150,7 +150,7 @@ def convolution_rate(device: torch.device | str = "cpu", repeats: int = 5, preci
     with FlopCounterMode(display=False) as counter:
         layer(x)
     seconds = []
-    for _ in range(repeats + 1):  # the first one warms up
+    for _ in range(6):  # the first one warms up
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()

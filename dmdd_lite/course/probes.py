@@ -46,14 +46,14 @@ def _pairs(config: Config, images: Tensor, textures: Tensor, rng: torch.Generato
 
 
 @torch.no_grad()
-def branches_of(student: nn.Module, teacher: Teacher, images: Tensor, batch: int = 8) -> StudentOutput:
+def branches_of(student: nn.Module, teacher: Teacher, images: Tensor) -> StudentOutput:
     """N and A of images (B, 3, H, W) in [0, 1], per scale (B, C_k, H_k, W_k); () for a missing branch.
 
     student: called with images and teacher features; evaluated, and left in the mode it was in.
     """
     was = student.training
     student.eval()
-    found = [StudentOutput(*student(part, teacher(part))) for part in images.split(batch)]
+    found = [StudentOutput(*student(part, teacher(part))) for part in images.split(8)]
     student.train(was)
     return StudentOutput(
         *(tuple(map(torch.cat, zip(*kind, strict=True))) for kind in zip(*found, strict=True))
@@ -61,9 +61,9 @@ def branches_of(student: nn.Module, teacher: Teacher, images: Tensor, batch: int
 
 
 @torch.no_grad()
-def features_of(teacher: Teacher, images: Tensor, batch: int = 8) -> tuple[Tensor, ...]:
+def features_of(teacher: Teacher, images: Tensor) -> tuple[Tensor, ...]:
     """T of images (B, 3, H, W) in [0, 1], per scale (B, C_k, H_k, W_k)."""
-    return _joined([teacher(part) for part in images.split(batch)])
+    return _joined([teacher(part) for part in images.split(8)])
 
 
 def _joined(batches) -> tuple[Tensor, ...]:

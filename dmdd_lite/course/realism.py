@@ -18,11 +18,11 @@ from ..pairs import PairSynthesizer, step_generator
 from ..teacher import Teacher
 
 
-def unit_features(teacher: Teacher, images: Tensor, scale: int = 1, batch: int = 8) -> Tensor:
+def unit_features(teacher: Teacher, images: Tensor, scale: int = 1) -> Tensor:
     """T(x), each feature vector of unit length: images (N, 3, H, W), uint8 or float in [0, 1] ->
     (N, C, h, w) on the teacher's device; scale 0, 1, 2 is stride 4, 8, 16."""
     found = []
-    for part in images.split(batch):
+    for part in images.split(8):
         part = part.to(teacher.mean.device)
         part = part.float() / 255 if part.dtype == torch.uint8 else part
         found.append(F.normalize(teacher(part)[scale].float(), dim=1))
@@ -41,10 +41,10 @@ def nearest_distance(queries: Tensor, bank: Tensor, chunk: int = 2048) -> Tensor
     return torch.cat([1 - (part @ bank.T).amax(1) for part in queries.split(chunk)])
 
 
-def build_bank(teacher: Teacher, images: Tensor, scale: int = 1, most: int = 20_000) -> Tensor:
-    """Feature vectors (G, C) of good images (N, 3, H, W), at most `most`, drawn at random."""
+def build_bank(teacher: Teacher, images: Tensor, scale: int = 1) -> Tensor:
+    """Feature vectors (G, C) of good images (N, 3, H, W), at most 20,000, drawn at random."""
     vectors = unit_features(teacher, images, scale).permute(0, 2, 3, 1).flatten(0, 2)
-    return vectors[torch.randperm(len(vectors), generator=Generator().manual_seed(0))[:most]]
+    return vectors[torch.randperm(len(vectors), generator=Generator().manual_seed(0))[:20_000]]
 
 
 def strengths(

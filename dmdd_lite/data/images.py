@@ -103,13 +103,6 @@ def in_threads(function: Callable[[Any], Any], items: Sequence, progress: str | 
             bar.update(done)
 
 
-def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values on the device; from the CPU to a GPU without waiting for its running computation."""
-    if device.type != "cuda" or values.is_cuda:
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
 def unit_range(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 (B, 3, H, W) as float32 in [0, 1] on the device, channels last."""
     return (images.to(device).float() / 255).contiguous(memory_format=torch.channels_last)

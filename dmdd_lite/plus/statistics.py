@@ -61,10 +61,13 @@ class PositionStatistics(nn.Module):
             self.register_buffer(f"scale_{k}", scale.repeat(positions))
             unit = torch.eye(kept).repeat(positions, 1, 1)
             self.register_buffer(f"precision_{k}", unit, persistent=False)
-        self.register_load_state_dict_post_hook(_unpack_all)
+        self.register_load_state_dict_post_hook(PositionStatistics._unpack)
 
-    def _unpack(self, k: int):
-        unpack(getattr(self, f"packed_{k}"), getattr(self, f"scale_{k}"), out=getattr(self, f"precision_{k}"))
+    def _unpack(self, *_):
+        """After fitting and loading: the precisions as they are saved."""
+        for k in range(self.scales):
+            packed, scale, precision = (getattr(self, f"{n}_{k}") for n in ("packed", "scale", "precision"))
+            unpack(packed, scale, out=precision)
 
     def forward(self, features: Features) -> Features:
         kind = "cpu" if features[0].is_meta else features[0].device.type  # autocast does not know meta
@@ -122,6 +125,7 @@ class PositionStatistics(nn.Module):
                 part.add(v, seen.looks)
         for k, part in enumerate(sums):
             self._fit_scale(k, *part.moments(len(means), self.used.item()), noise[k] if noise else None)
+        self._unpack()
         return self
 
     def _fit_scale(self, k: int, mean: Tensor, slope: Tensor, covariance: Tensor, noise: Tensor | None):
@@ -141,7 +145,6 @@ class PositionStatistics(nn.Module):
             precision = torch.cholesky_inverse(factor)
         for name, values in zip(("packed", "scale"), pack(precision), strict=True):
             getattr(self, f"{name}_{k}").copy_(values)
-        self._unpack(k)
 
     @torch.no_grad()
     def arithmetic_noise(self, teacher: nn.Module, images: Tensor) -> Features:
@@ -184,12 +187,6 @@ class Described(NamedTuple):
 
     values: list[Tensor]
     looks: Tensor
-
-
-def _unpack_all(statistics: PositionStatistics, _):
-    """After loading."""
-    for k in range(statistics.scales):
-        statistics._unpack(k)
 
 
 def pack(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,12 +164,12 @@ def plot_reconstruction(
     return fig
 
 
-def save_gif(figures: list[Figure], path: str | Path, pause: int = 350, last: int = 3000) -> Path:
-    """Write figures of one size, 100 dots per inch, as an endless animation of at most `GIF_BYTES`, in
-    milliseconds per frame. All frames share one palette, so that what stays the same is stored once. Raises
+def save_gif(figures: list[Figure], path: str | Path) -> Path:
+    """Write figures of one size, 100 dots per inch, as an endless animation of at most `GIF_BYTES`; the
+    last one stays longer. All frames share one palette, so that what stays the same is stored once. Raises
     ValueError if it is larger even in 32 colours."""
     frames = [_pixels(figure) for figure in figures]
-    times, sample = [pause] * (len(frames) - 1) + [last], _side_by_side(frames[0], frames[-1])
+    times, sample = [350] * (len(frames) - 1) + [3000], _side_by_side(frames[0], frames[-1])
     for colours in (256, 192, 128, 64, 32):
         palette = sample.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=20_000)
         few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

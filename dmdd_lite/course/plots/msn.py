@@ -24,21 +24,17 @@ PARTS = {
     "output": "#bfe0c8",
     "plain": "#cfd8dc",
 }
-QUIET, FAINT = "#f7f7f7", "#9a9a9a"
 WEIGHT_COLOURS = "RdBu_r"  # red above 1: a larger weight than in the plain mean
 
 
 @styled
-def plot_msn(attentions: tuple[str, ...], *here: str) -> Figure:
-    """The segmentation network drawn as boxes, from six maps to one, with the attentions of these names.
-    `here`: the PARTS to colour, none for all. Raises ValueError for an unknown part."""
-    if unknown := set(here) - set(PARTS):
-        raise ValueError(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+def plot_msn(attentions: tuple[str, ...]) -> Figure:
+    """The segmentation network drawn as boxes, from six maps to one, with the attentions of these names."""
     fig = new_figure(WIDTH, 2.5, layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 18), ylim=(0.1, 5.1))
     ax.set_axis_off()
-    here, named = here or tuple(PARTS), "\n".join(attentions) or "none"
+    named = "\n".join(attentions) or "none"
     for part, x, y, text in (
         ("calibration", 0.95, 3.2, "six maps\n$d_1 \\ldots d_6$"),
         ("calibration", 3.05, 3.2, "calibrated\n$c_1 \\ldots c_6$"),
@@ -49,24 +45,23 @@ def plot_msn(attentions: tuple[str, ...], *here: str) -> Figure:
         ("plain", 7.25, 0.75, "plain mean of the distances: $z_{plain}$"),
         ("output", 16.75, 3.2, "anomaly map\n$\\sigma(\\cdot)$"),
     ):
-        colour, ink = (PARTS[part], INK) if part in here else (QUIET, FAINT)
-        box = {"boxstyle": "round,pad=0.45", "facecolor": colour, "edgecolor": "#00000030"}
-        ax.text(x, y, text, ha="center", va="center", fontsize=10, color=ink, bbox=box)
-    for part, start, end, bend in (
-        ("calibration", (1.75, 3.2), (2.1, 3.2), 0),
-        ("perceptions", (4.0, 3.2), (4.2, 3.2), 0),
-        ("attention", (7.0, 3.2), (7.35, 3.2), 0),
-        ("output", (9.35, 3.2), (9.7, 3.2), 0),
-        ("output", (12.1, 3.2), (12.5, 3.2), 0),
-        ("output", (3.05, 3.75), (13.75, 3.75), -0.19),
-        ("output", (15.0, 3.2), (15.65, 3.2), 0),
-        ("plain", (0.95, 2.65), (4.75, 0.75), 0.3),
-        ("plain", (9.75, 0.75), (16.75, 2.65), 0.25),
+        box = {"boxstyle": "round,pad=0.45", "facecolor": PARTS[part], "edgecolor": "#00000030"}
+        ax.text(x, y, text, ha="center", va="center", fontsize=10, color=INK, bbox=box)
+    for start, end, bend in (
+        ((1.75, 3.2), (2.1, 3.2), 0),
+        ((4.0, 3.2), (4.2, 3.2), 0),
+        ((7.0, 3.2), (7.35, 3.2), 0),
+        ((9.35, 3.2), (9.7, 3.2), 0),
+        ((12.1, 3.2), (12.5, 3.2), 0),
+        ((3.05, 3.75), (13.75, 3.75), -0.19),
+        ((15.0, 3.2), (15.65, 3.2), 0),
+        ((0.95, 2.65), (4.75, 0.75), 0.3),
+        ((9.75, 0.75), (16.75, 2.65), 0.25),
     ):
-        arrow = {"arrowstyle": "->", "color": INK if part in here else FAINT, "linewidth": 1.2}
+        arrow = {"arrowstyle": "->", "color": INK, "linewidth": 1.2}
         ax.annotate("", end, start, arrowprops=arrow | {"connectionstyle": f"arc3,rad={bend}"})
-    for part, x, y, text in (("output", 15.3, 4.0, "$1 - \\eta$"), ("plain", 15.0, 0.95, "$\\eta$")):
-        ax.text(x, y, text, ha="center", va="center", color=INK if part in here else FAINT)
+    for x, y, text in ((15.3, 4.0, "$1 - \\eta$"), (15.0, 0.95, "$\\eta$")):
+        ax.text(x, y, text, ha="center", va="center", color=INK)
     return fig
 
 

@@ -13,14 +13,14 @@ SIGNED = matplotlib.colormaps["vlag"]  # for noise: white at zero
 
 @styled
 def plot_gradients(
-    gradients: np.ndarray, noise: np.ndarray, point: tuple[float, float] | None = None, width: float = 5.0
+    gradients: np.ndarray, noise: np.ndarray, point: tuple[float, float] | None = None
 ) -> Figure:
     """Noise (H, H) over k x k lattice cells, the gradient of every lattice point, directions in radians
     (k + 1, k + 1), as an arrow, and a ring at `point` (u, v). Raises ValueError if either is not square."""
     if gradients.shape[0] != gradients.shape[1] or noise.shape[0] != noise.shape[1]:
         raise ValueError(f"gradients {gradients.shape} and noise {noise.shape} must be square")
     cells, reach = len(gradients) - 1, np.abs(noise).max()
-    fig = new_figure(width, 0.86 * width)
+    fig = new_figure(5.0, 4.3)
     ax = fig.subplots()
     drawn = ax.imshow(
         noise, cmap=SIGNED, vmin=-reach, vmax=reach, extent=(0, cells, cells, 0), interpolation="nearest"
@@ -64,10 +64,10 @@ def plot_noise(
 
 
 @styled
-def plot_mosaic(images: np.ndarray, columns: int = 8, width: float = WIDTH) -> Figure:
+def plot_mosaic(images: np.ndarray, columns: int = 8) -> Figure:
     """Many images uint8 (N, H, W, 3), row by row."""
     check_images(images)
-    fig, panels, _ = image_grid((-(-len(images) // columns), *images.shape[1:3]), [""] * columns, width=width)
+    fig, panels, _ = image_grid((-(-len(images) // columns), *images.shape[1:3]), [""] * columns)
     for ax, image in zip(panels.flat, images, strict=False):
         ax.imshow(image, interpolation="nearest")
     return fig
