@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                                          # WideResNet-50-2, 256 px
     python benchmarks/inference.py --teacher mobilenetv2_100 --batches 1 8 --set plus={}      # DMDD+
+    python benchmarks/inference.py --export                             # and the exported file beside it
 
 A call goes from uint8 images on the device to smoothed maps of full size and scores on the CPU: DMDD gives
 four maps (fused, either branch, their sum), its scores too, DMDD+ two more. Where anomalib is installed, its
@@ -12,8 +13,11 @@ weights and images. Each way has processes of its own, which take turns. Medians
 import argparse
 import statistics
 import sys
+import tempfile
+from pathlib import Path
 
 import measure
+import numpy as np
 import reverse_distillation
 import torch
 from reverse_distillation import NAME as BASELINE
@@ -26,7 +30,7 @@ from dmdd_lite.plus.fusion import Plus
 from dmdd_lite.teacher import build_teacher
 from dmdd_lite.utils import autocast, resolve_device, write_json
 
-OURS = "dmdd-lite"
+OURS, EXPORTED = "dmdd-lite", "exported file"
 WARM_UP = 3  # calls with a batch size that do not count
 
 
@@ -35,15 +39,28 @@ def parse() -> argparse.Namespace:
     parser = measure.parser(__doc__, **named, repeat=10, turns=2)  # calls of a process, processes of a way
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="of our Config")
-    parser.add_argument("--serve", choices=(OURS, BASELINE), help=argparse.SUPPRESS)
+    parser.add_argument("--export", action="store_true", help="also an ONNX file of it, in ONNX Runtime")
+    parser.add_argument("--serve", choices=(OURS, EXPORTED, BASELINE), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def ours(config: Config, device: torch.device):
-    """Our call: images uint8 (B, 3, S, S) -> maps (B, S, S) and scores (B,), by name."""
+def ours(config: Config, device: torch.device) -> Detector:
+    """Ours, of which `maps` is called: images uint8 (B, 3, S, S) -> maps (B, S, S), scores (B,), by name."""
     teacher = build_teacher(config.teacher, "random", image_size=config.image_size)
     plus = None if config.plus is None else Plus(config, teacher.info).to(device)
-    return Detector(build_model(config, teacher).to(device), plus).maps
+    return Detector(build_model(config, teacher).to(device), plus)
+
+
+def exported_call(config: Config, device: torch.device):
+    """Ours; its `maps` is called: images uint8 (B, 3, S, S) -> maps (B, S, S) and scores (B,), by name."""
+    import onnxruntime
+
+    images = np.random.default_rng(0).integers(0, 256, (2, *config.size, 3), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "detector.onnx")
+        ours(config, device).export(path, list(images))
+        session = onnxruntime.InferenceSession(path)
+    return lambda images: session.run(None, {"images": images.permute(0, 2, 3, 1).cpu().numpy()})
 
 
 def anomalib_call(config: Config, device: torch.device):
@@ -62,7 +79,9 @@ def anomalib_call(config: Config, device: torch.device):
 def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
     """One way in a process of its own: by batch size the seconds and the memory of a call and, for our floor,
     the device's rate. A call ends on the CPU, so nothing is left running."""
-    call, found = (ours if options.serve == OURS else anomalib_call)(config, device), {}
+    calls = {EXPORTED: exported_call, BASELINE: anomalib_call}
+    call = ours(config, device).maps if options.serve == OURS else calls[options.serve](config, device)
+    found = {}
     for batch in sorted(options.batches):
         shape = (batch, 3, *config.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -89,7 +108,8 @@ def combine(runs: list[dict], batch: int, config: Config) -> dict:
 def compare(options, config: Config) -> dict[str, dict]:
     """By way the result at every batch size. Raises SystemExit where ours fails; a baseline that does is a
     result, {"error": message}."""
-    names = [OURS, BASELINE] if reverse_distillation.available(options.teacher) else [OURS]
+    names = [OURS, *([EXPORTED] if options.export else [])]
+    names += [BASELINE] if reverse_distillation.available(options.teacher) else []
     inner, found = measure.without_out(sys.argv[1:]), {}
     ways = {name: [*inner, "--serve", name] for name in names}
     for name, runs in measure.take_turns(__file__, ways, options.turns).items():
@@ -119,6 +139,8 @@ def rows(ways: dict[str, dict], teacher: str) -> list[list[str]]:
             found[-1] += [f"{BASELINE}: {told(theirs[batch])}", f"{values['times_baseline']:.2f}"]
         elif theirs:
             found[-1] += [f"{BASELINE}: failed: {theirs['error']}"]
+        if batch in ways.get(EXPORTED, {}):
+            found.append([f"{EXPORTED}, {teacher}, batch {batch}", told(ways[EXPORTED][batch])])
     return found
 
 

@@ -53,6 +53,7 @@ SETTINGS = {
         "--set plus={}",
         "training_step": f"training_step.py {MOBILE} --batch 8 --iterations 6",
         "inference": f"inference.py {MOBILE} --batches 1 8 --repeat 5",
+        "export": f"inference.py {MOBILE} --batches 1 8 --repeat 5 --set plus={{}} --export",
         "scaling": f"training_step.py {MOBILE} --batch 8 --iterations 6 --images 32 --no-parts "
         "--variant 256: --variant 128:image_size=128 --variant 384:image_size=384 "
         "--variant batch_2:batch_size=2 --variant batch_4:batch_size=4 "
