@@ -67,7 +67,8 @@ def horizontal_bar(fig: Figure, drawn, ax: Axes) -> None:
     bar = fig.colorbar(drawn, cax=ax, orientation="horizontal", ticks=drawn.get_clim())
     bar.outline.set_visible(False)
     low, high = drawn.get_clim()
-    bar.ax.set_xticklabels([f"{value:.2f}" if high - low > 0.1 else f"{value:.2g}" for value in (low, high)])
+    ends = [value if abs(value) > 1e-3 * (high - low) else 0.0 for value in (low, high)]
+    bar.ax.set_xticklabels([f"{value:.2f}" if high - low > 0.1 else f"{value:.2g}" for value in ends])
     bar.ax.tick_params(length=0)
     for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
         label.set_horizontalalignment(side)
