@@ -49,7 +49,8 @@ def training_step(model: torch.nn.Module, images: torch.Tensor, autocast):
         with autocast():
             encoded, decoded = model(chosen)
         optimizer.zero_grad()
-        loss([f.float() for f in encoded], [f.float() for f in decoded]).backward()
+        encoded, decoded = ([f.float().contiguous() for f in features] for features in (encoded, decoded))
+        loss(encoded, decoded).backward()  # it views them as vectors
         optimizer.step()
 
     return step
