@@ -24,6 +24,7 @@ from reverse_distillation import NAME as BASELINE
 
 from dmdd_lite.config import Config
 from dmdd_lite.course.cost import convolution_rate, image_operations
+from dmdd_lite.data.images import unit_range
 from dmdd_lite.detector import Detector
 from dmdd_lite.model import build_model
 from dmdd_lite.plus.fusion import Plus
@@ -77,11 +78,11 @@ def anomalib_call(config: Config, device: torch.device):
 
 
 def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
-    """One way in a process of its own: by batch size the seconds and the memory of a call and, for our floor,
-    the device's rate. A call ends on the CPU, so nothing is left running."""
-    calls = {EXPORTED: exported_call, BASELINE: anomalib_call}
-    call = ours(config, device).maps if options.serve == OURS else calls[options.serve](config, device)
-    found = {}
+    """One way in a process of its own: by batch size the seconds and the memory of a call and, of ours, the
+    seconds of its parts and the device's rate. A call ends on the CPU, so nothing is left running."""
+    found, detector = {}, ours(config, device) if options.serve == OURS else None
+    others = {EXPORTED: exported_call, BASELINE: anomalib_call}
+    call = detector.maps if detector else others[options.serve](config, device)
     for batch in sorted(options.batches):
         shape = (batch, 3, *config.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -89,9 +90,22 @@ def serve(options, config: Config, device: torch.device) -> dict[str, dict]:
         with measure.peak_memory(device) as memory:
             seconds = measure.timed(lambda: call(images), device, options.repeat)  # noqa: B023
         found[str(batch)] = {"seconds": seconds, "memory": memory}
-        if options.serve == OURS:  # right after: other work on the machine slows both
+        if detector:  # right after: other work on the machine slows both
             found[str(batch)]["rate"] = convolution_rate(device, precision=config.precision)
+            found[str(batch)]["until"] = parts(detector, images, options.repeat)
     return found
+
+
+@torch.inference_mode()
+def parts(detector: Detector, images: torch.Tensor, repeat: int) -> dict[str, float]:
+    """Seconds until the teacher's features are there, and until the outputs of all networks are."""
+
+    def teacher():
+        with autocast(detector.device, detector.config.precision):
+            detector.model.teacher(unit_range(images, detector.device))
+
+    calls = {"teacher": teacher, "networks": lambda: detector.output(images)}
+    return {name: measure.timed(call, detector.device, repeat) for name, call in calls.items()}
 
 
 def combine(runs: list[dict], batch: int, config: Config) -> dict:
@@ -102,6 +116,10 @@ def combine(runs: list[dict], batch: int, config: Config) -> dict:
     if "rate" in runs[0]:
         done = statistics.median(run["seconds"] * run["rate"] for run in runs)
         found["times_floor"] = done / (batch * image_operations(config))
+        until = {name: statistics.median(run["until"][name] for run in runs) for name in runs[0]["until"]}
+        teacher, networks = until["teacher"] / seconds, until["networks"] / seconds
+        found["parts"] = {"teacher": teacher, "student, MSN, DMDD+": networks - teacher}
+        found["parts"]["smoothing and scores"] = 1 - networks
     return found
 
 
@@ -133,7 +151,8 @@ def rows(ways: dict[str, dict], teacher: str) -> list[list[str]]:
     """A line for every batch size."""
     found, theirs = [], ways.get(BASELINE, {})
     for batch, values in ways[OURS].items():
-        text = f"{told(values)}, {values['times_floor']:.2f} x the floor"
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in values["parts"].items())
+        text = f"{told(values)}, {values['times_floor']:.2f} x the floor; {shares}"
         found.append([f"inference, {teacher}, batch {batch}", text])
         if batch in theirs:
             found[-1] += [f"{BASELINE}: {told(theirs[batch])}", f"{values['times_baseline']:.2f}"]

@@ -59,6 +59,7 @@ def test_inference(tmp_path):
     assert list(ways) == ["dmdd-lite"]  # anomalib has no such backbone
     for batch, values in ways["dmdd-lite"].items():
         assert values["images_per_second"] * values["milliseconds"] == pytest.approx(1000 * int(batch))
+        assert sum(values["parts"].values()) == pytest.approx(1)
 
 
 @pytest.mark.slow
