@@ -53,7 +53,7 @@ def ours(config: Config, device: torch.device) -> Detector:
 
 
 def exported_call(config: Config, device: torch.device):
-    """Ours; its `maps` is called: images uint8 (B, 3, S, S) -> maps (B, S, S) and scores (B,), by name."""
+    """The call of the exported file, float32 on the CPU: the same images -> scores and map that decide."""
     import onnxruntime
 
     images = np.random.default_rng(0).integers(0, 256, (2, *config.size, 3), np.uint8)

@@ -45,7 +45,14 @@ def own_folder(folder: Path | None) -> Iterator[None]:
             raise TrainingError(told) from error
         if problem := writing_problem(folder):  # a full disk still takes an empty lock file
             raise TrainingError(f"{problem}; free disk space or use another output folder")
+        for left in _half_written(folder):
+            left.unlink(missing_ok=True)
         yield
+
+
+def _half_written(folder: Path) -> list[Path]:
+    """Files that a killed process was writing, see `utils.write_atomically`."""
+    return [*folder.glob(".*.partial"), *(folder / DETECTOR).glob(".*.partial")]
 
 
 def _remove_empty(folder: Path):

@@ -33,17 +33,17 @@ def uninterrupted(attempts, tmp_path_factory):
 
 
 def outcome(folder) -> dict:
-    """Weights and settings byte for byte and the history of a finished run; nothing else but what kills have
-    left half written."""
-    files = {name: content for name, content in tree(folder).items() if not name.endswith(".partial")}
+    """Weights and settings byte for byte and the history of a finished run, which has left nothing else."""
+    files = tree(folder)
     assert set(files) == FINISHED
     return {**files, "training.json": json.loads(files["training.json"])["history"]}
 
 
 def assert_killed(attempt, folder):
-    """A kill leaves the lock and the temporary files that it met, whose names nothing reads."""
+    """A kill leaves at most one temporary file that it met and its lock, whose names nothing reads."""
     assert attempt.status == -signal.SIGKILL, attempt.told
     strange = set(tree(folder)) - FINISHED - {"checkpoint.pt", "training.lock"}
+    assert len(strange) <= 2, strange
     assert all(name.rpartition("/")[2].startswith(".") and name.endswith(".partial") for name in strange)
 
 
@@ -86,7 +86,7 @@ SAVING = [
 
 
 def test_killed_while_saving_again_and_again(attempts, uninterrupted, tmp_path):
-    """One run: kills in checkpoints, then in all that ends it."""
+    """One run: kills in checkpoints, then in all that ends it; each attempt leaves no more than the last."""
     for dies in SAVING:
         assert_killed(attempts(tmp_path, dies=dies), tmp_path)
     assert (tmp_path / "checkpoint.pt").exists()
@@ -119,9 +119,13 @@ def test_writers_of_one_file_never_spoil_it(tmp_path):
     assert tree(tmp_path).keys() == {"a.json"}
 
 
-def test_what_a_killed_writer_left_is_no_result(tmp_path):
-    (tmp_path / ".pcb_seed0.json-00.partial").write_text('{"metr')
+def test_what_a_killed_writer_left_is_no_result_and_goes_with_the_next_training(call, tmp_path):
+    (tmp_path / "detector").mkdir()
+    for name in (".pcb_seed0.json", ".checkpoint.pt", "detector/.config.json"):
+        (tmp_path / f"{name}-00.partial").write_text('{"metr')
     assert len(tables.collect_results(tmp_path)) == 0
+    call(tmp_path)
+    assert set(tree(tmp_path)) == {"training.json", "detector/config.json", "detector/model.safetensors"}
 
 
 MOMENTS = [(Trainer, "student_losses"), (torch.optim.Adam, "step"), (torch, "save")]
