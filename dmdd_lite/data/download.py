@@ -96,7 +96,14 @@ def _unpack(archive: Path, root: Path, progress: bool):
         unpacked.mkdir()
         with tarfile.open(archive) as tar:
             for member in tqdm(tar, "unpacking", unit=" files", disable=None if progress else True):
-                tar.extract(member, unpacked, filter="data")
+                tar.extract(member, unpacked, filter=_plain)
         if not is_complete(unpacked):
             raise ValueError(f"{archive} does not hold all 15 categories")
         os.replace(unpacked, root)
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """tarfile's "data" filter (nothing outside the folder), and no links, which that allows, nor devices."""
+    if not (member.isfile() or member.isdir()):
+        raise ValueError(f"refused {member.name!r}: neither a file nor a folder")
+    return tarfile.data_filter(member, folder)
