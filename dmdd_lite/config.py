@@ -209,7 +209,7 @@ class Config(Options):
         low=0.0,
         high=0.5,
     )
-    seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0, high=2**63 - 1)
+    seed: int = option(0, "ours", "of initialisation, order, pairs and split", low=0)
 
     # score
     smoothing_sigma: float = option(

@@ -36,4 +36,6 @@ class Facts(Options):
             found = getattr(facts, kind)
             if not all(type(found[name]) in (int, float) and math.isfinite(found[name]) for name in names):
                 raise ValueError(f"{kind} must be finite numbers, got {found!r}")
+        if not all(isinstance(digest, str) for digest in facts.made_from.values()):
+            raise ValueError(f"made_from must hold a hash by name, got {facts.made_from!r}")
         return facts

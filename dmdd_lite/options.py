@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Any, get_args
 
 LABELS = ("paper", "summary", "authors", "field", "ours")
+LARGEST = 2**63 - 1  # the largest integer that torch accepts
 
 
 def option(default, label: str, text: str, **checks):
@@ -73,7 +74,10 @@ def _convert(item, value):
 
 def _typed(name: str, kind, value):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ValueError(f"{name} must be finite, got {shown(value)}") from error
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         label = getattr(kind, "__name__", str(kind))
         raise TypeError(f"{name} must be {label}, got {shown(value)} ({type(value).__name__})")
@@ -88,8 +92,9 @@ def _check(item, value):
     for part in value if isinstance(value, tuple) else (value,):
         if low is not None and not part >= low:
             raise ValueError(f"{item.name} must be at least {low}, got {shown(part)}")
-        if high is not None and not part <= high:
-            raise ValueError(f"{item.name} must be at most {high}, got {shown(part)}")
+        most = LARGEST if high is None and isinstance(part, int) else high
+        if most is not None and not part <= most:
+            raise ValueError(f"{item.name} must be at most {most}, got {shown(part)}")
         if isinstance(part, float) and not abs(part) < float("inf"):
             raise ValueError(f"{item.name} must be finite, got {part}")
         if choices and part not in choices:
@@ -113,7 +118,10 @@ def read_value(text: str) -> Any:
 
 def shown(value) -> str:
     """A value as a message names it, in 100 characters at most."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of an integer of thousands of digits
+        return f"a very long {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

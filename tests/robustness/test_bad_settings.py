@@ -15,12 +15,12 @@ REFUSED = (ValueError, TypeError)
 
 NAN = float("nan")
 WRONG = {
-    int: [None, True, 1.0, "5", [5], NAN, -1],
+    int: [None, True, 1.0, "5", [5], NAN, 10**400, -(10**5000), -1],
     int | tuple: [None, True, 1.0, "64", {}, 32, 4128, [64], [64] * 3, [64, 4128], [64, True], [64, 64.0]],
-    float: [None, True, "0.5", [0.5], NAN, float("inf"), -0.1],
+    float: [None, True, "0.5", [0.5], NAN, float("inf"), -0.1, 10**400],
     bool: [None, 1, 0, "yes", []],
-    str: [None, 5, True, b"x", ["x"], ["x" * 10_000]],
-    tuple: [None, 5, "normality", {}, [None], [[1]], ["1", "2", "3"], [True] * 3, [NAN] * 2],
+    str: [None, 5, True, b"x", ["x"], ["x" * 10_000], 10**5000],
+    tuple: [None, 5, "normality", {}, [None], [[1]], ["1", "2", "3"], [True] * 3, [NAN] * 2, [10**400] * 2],
     dict: [None, [], "{}", {1: 2}, {"a": object()}, {"a": NAN}, {"a": {1}}],
 }
 

@@ -195,7 +195,7 @@ EVIL = [  # a field, its value, what is told
     *[("facts.thresholds", {"plus": value}, "JSON|lacks") for value in (math.nan, 10**400, "0.5", None)],
     *[("facts.pixel_thresholds", value, "configuration") for value in (None, 0.5, [], {})],
     *[("facts.held_out", value, "held_out must be") for value in (-1, 0.5, True, "6", None)],
-    *[("facts.made_from", value, "made_from must") for value in ([], {"images": math.inf})],
+    *[("facts.made_from", value, "made_from must") for value in ([], {"images": 1}, {"images": math.inf})],
     *[("facts.depth", value, "depth must be") for value in (9, "8", None)],
     ("config", [], "configuration"),
     ("config.learning_rate", math.nan, "learning_rate"),
