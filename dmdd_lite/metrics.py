@@ -46,16 +46,16 @@ def check_inputs(values, truth, kind: str = "map", both: bool = True):
     """The values as they are and the truth as bool: maps and masks, arrays (N, H, W) or lists of N arrays
     (H, W), or, of the kind "score", scores and labels (N,).
 
-    Raises ValueError for other shapes or none at all, for values that are NaN or infinite, naming the first
-    image with one, and, with `both`, for a truth of one class.
+    Raises ValueError for other shapes or none at all, for a truth of floats, for values that are NaN or
+    infinite, naming the first image with one, and, with `both`, for a truth of one class.
     """
     kinds = {"map": ("masks", "pixel", "(N, H, W)", 2), "score": ("labels", "image", "(N,)", 0)}
     marks, unit, shape, ndim = kinds[kind]
     if kind == "map" and isinstance(values, list):
-        values, truth = [np.asarray(part) for part in values], [np.asarray(part, bool) for part in truth]
+        values, truth = [np.asarray(part) for part in values], [_as_bool(part, marks) for part in truth]
         shapes, others = [part.shape for part in values], [part.shape for part in truth]
     else:
-        values, truth = np.asarray(values), np.asarray(truth, bool)
+        values, truth = np.asarray(values), _as_bool(truth, marks)
         shapes, others = values.shape, truth.shape
     if shapes != others:
         raise ValueError(f"{kind}s have the shape {shapes}, {marks} {others}")
@@ -68,6 +68,14 @@ def check_inputs(values, truth, kind: str = "map", both: bool = True):
     if both and all(part.all() for part in truth):
         raise ValueError(f"{marks} leave no normal {unit}")
     return values, truth
+
+
+def _as_bool(truth, name: str) -> np.ndarray:
+    """From bools or integers, 0 is normal; floats are refused, because their threshold is not ours."""
+    truth = np.asarray(truth)
+    if truth.size and truth.dtype.kind not in "bui":
+        raise ValueError(f"{name} must be bool or integer, not {truth.dtype}")
+    return truth.astype(bool, copy=False)
 
 
 def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -179,6 +179,7 @@ PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "aupro", "pro_curve")
     (lambda a, m: (a[:, :-1], m), r"maps have the shape \(2, 15, 16\)"),
     (lambda a, m: (a[0], m[0]), r"\(N, H, W\)"), (lambda a, m: (a[:0], m[:0]), "empty"),
     (lambda a, m: (a, m & False), "no anomalous pixel"), (lambda a, m: (a, m | True), "no normal pixel"),
+    (lambda a, m: (a, m * 1.0), "bool"),
 ])  # fmt: skip
 def test_pixel_metrics_refuse(metric, change, reason):
     with pytest.raises(ValueError, match=reason):
